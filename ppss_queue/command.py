@@ -1,0 +1,327 @@
+"""The user's command: parsed once per run, then bound to each item.
+
+An item's text never becomes shell text. Where a shell is needed, replacement strings become references to
+variables; where none is, the words are executed as they are, which saves the start of bash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from ppss_queue.errors import BadInput, CommandNotFound
+from ppss_queue.replacements import (
+    ENVIRONMENT,
+    ITEM,
+    OUTPUTS,
+    ItemValues,
+    ReplacementStrings,
+    Value,
+    output_file_of,
+)
+from ppss_queue.shell_lexer import BUILTINS, KEYWORDS, ShellText, Word, names
+
+__all__ = [
+    "Command",
+    "Invocation",
+    "ItemValues",
+    "check_program",
+    "check_syntax",
+    "output_file_of",
+    "parse_command",
+    "render",
+    "shell_quoted",
+]
+
+_SHELLS = names("sh bash dash zsh ksh mksh ash fish csh tcsh")
+_EVALUATORS = names("eval ssh su trap let")
+_WRAPPERS = names(
+    """env nice nohup timeout sudo doas time exec command builtin ionice setsid stdbuf chrt taskset flock
+    xargs find strace chronic unbuffer busybox systemd-run"""
+)
+_NAMED_OUTPUT_DIR = re.compile(r"\$\{?[#!]?OUTPUT_DIR(?!\w)", re.ASCII)
+_SAFE_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+_NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What to execute for one item.
+
+    `argv[0]` is the program as given, to be looked up on PATH; `variables` come on top of ITEM and the other
+    variables that the worker exports for every attempt.
+    """
+
+    argv: tuple[str, ...]
+    variables: Mapping[str, str]
+    shell: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, parsed. Either `words` (executed directly) or `script` (run by bash) says what to do."""
+
+    source: str | tuple[str, ...]
+    """As the user gave it: a text, or words."""
+    needs_output: bool
+    """Writes to the output directory, so a run without `-o` must refuse it."""
+    program: str | None
+    """The program that it starts with, None where that can't be told before it runs."""
+    words: tuple[str | Value, ...] = ()
+    script: str = ""
+    variables: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def shell(self) -> bool:
+        return not self.words
+
+    def bind(self, values: ItemValues) -> Invocation:
+        """What to execute for the item with these values."""
+        if self.words:
+            argv = tuple([word if isinstance(word, str) else word(values) for word in self.words])
+            return Invocation(argv, _NO_VARIABLES, False)
+        variables = {name: value(values) for name, value in self.variables}
+        return Invocation(("bash", "-c", self.script), variables, True)
+
+
+def parse_command(
+    command: str | Sequence[str], *, replacement: str = "{}", functions: Collection[str] = ()
+) -> Command:
+    """Parse the text of a shell command, or the words of a program and its arguments.
+
+    `replacement` stands for the item (`-I`); `functions` are the names of exported bash functions.
+    Raises BadInput for a text that bash could not read, and for an item where it would become shell text.
+    """
+    strings = ReplacementStrings(replacement)
+    if any("\0" in part for part in ([command] if isinstance(command, str) else command)):
+        raise BadInput("the command holds a NUL byte, which no program can be given: take it out")
+    if isinstance(command, str):
+        return _parse_text(command, strings, functions)
+    return _parse_words(tuple(command), strings)
+
+
+def _parse_words(source: tuple[str, ...], strings: ReplacementStrings) -> Command:
+    if not source or not source[0]:
+        raise BadInput("the command is empty: give a program and its arguments after --")
+    words = [
+        Word(raw=text, parts=strings.split(text), replaced=bool(strings.pattern.search(text)))
+        for text in source
+    ]
+    used = {name for text in source for name in strings.pattern.findall(text)}
+    if not used:
+        words.append(Word(parts=[ITEM.value], replaced=True))
+    _refuse_program_text(words, strings.item)
+    return Command(
+        source,
+        needs_output=not used.isdisjoint(OUTPUTS) or any(_NAMED_OUTPUT_DIR.search(text) for text in source),
+        program=words[0].literal,
+        words=tuple(_template(word.parts) for word in words),
+    )
+
+
+def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[str]) -> Command:
+    text = ShellText(source, strings)
+    if not text.commands and not text.script.strip():
+        raise BadInput("the command is empty: give one to run for each item")
+    if not text.names_item:
+        text.append_item()
+    for words in text.commands:
+        _refuse_program_text(words, strings.item)
+    needs_output = not text.used.isdisjoint(OUTPUTS) or bool(_NAMED_OUTPUT_DIR.search(text.live_text))
+    program = _program_of(text.first_word, functions)
+    words = text.only_command
+    if words and program and not any(word.opaque for word in words):
+        direct = tuple(_template(word.parts) for word in words)
+        return Command(source, needs_output, program, words=direct)
+    meanings = (strings.meanings[name] for name in sorted(text.used))
+    variables = tuple((meaning.variable, meaning.value) for meaning in meanings if meaning.variable)
+    return Command(source, needs_output, program, script=text.script, variables=variables)
+
+
+def _program_of(word: Word | None, functions: Collection[str]) -> str | None:
+    """The first word if it surely is the name of a program."""
+    name = word.literal if word else None
+    if not name or not word or word.assigns or name.startswith("%"):
+        return None
+    return None if name in KEYWORDS or name in BUILTINS or name in functions else name
+
+
+def _template(parts: Sequence[str | Value]) -> str | Value:
+    """A word in the form that is quickest to fill in."""
+    if all(isinstance(part, str) for part in parts):
+        return "".join(part for part in parts if isinstance(part, str))
+    if len(parts) == 1:
+        return parts[0]
+
+    def fill(values: ItemValues) -> str:
+        return "".join([part if isinstance(part, str) else part(values) for part in parts])
+
+    return fill
+
+
+# -- items must not become the text of another shell -------------------------------------------------------
+
+
+def _refuse_program_text(words: Sequence[Word], item: str) -> None:
+    """Raise BadInput if a replacement string is in an argument that a program would run as shell text."""
+    words = words[next((at for at, word in enumerate(words) if not word.assigns), 0) :]
+    wrapped = bool(words) and _program_name(words[0]) in _WRAPPERS
+    for at, word in enumerate(words):
+        name, arguments = _program_name(word), words[at + 1 :]
+        if name in _SHELLS and (text := _program_text(arguments)) and text.replaced:
+            raise BadInput(
+                f"{item} in the program text of '{name} -c' could run as a command: pass it behind that text "
+                f'and write "$1" for it ({name} -c \'... "$1"\' _ {item}), or use $ITEM'
+            )
+        if at and not wrapped:
+            continue
+        if name in _EVALUATORS and any(argument.replaced for argument in arguments):
+            raise BadInput(
+                f"{item} in an argument of '{name}' could run as a command: "
+                'write "${ITEM@Q}" (in the text of -c) for the item quoted once more, '
+                'or "$ITEM" if it is meant to be read as shell text'
+            )
+        if name == "env" and any(argument.replaced for argument in _split_by_env(arguments)):
+            raise BadInput(f"{item} behind 'env -S' would be split into words: leave -S out, or use $ITEM")
+
+
+def _program_name(word: Word) -> str:
+    """The word as the name of a program: `/usr/bin/ssh` is `ssh`, but `./ssh` is some other program."""
+    folder, _, name = (word.literal or "").rpartition("/")
+    return name if not folder or folder.endswith("bin") else ""
+
+
+def _program_text(arguments: Sequence[Word]) -> Word | None:
+    """The argument that a shell given these arguments runs as text, if any."""
+    takes_text = False
+    rest = iter(arguments)
+    for word in rest:
+        option = "".join(part for part in word.parts if isinstance(part, str))
+        if option == "--":
+            word = next(rest, word)
+        elif len(option) > 1 and option[0] in "-+":
+            takes_text |= "c" in option and not option.startswith("--")
+            if option in ("--rcfile", "--init-file") or (option[1] != "-" and option[-1] in "oO"):
+                next(rest, None)
+            continue
+        elif word.opaque:  # may be an option, or nothing at all
+            continue
+        return word if takes_text else None
+    return None
+
+
+def _split_by_env(arguments: Sequence[Word]) -> Sequence[Word]:
+    for at, word in enumerate(arguments):
+        if re.match(r"-[A-Za-z0]*S|--split-string", word.prefix):
+            return arguments[at:]
+    return ()
+
+
+# -- before anything is enqueued --------------------------------------------------------------------------
+
+
+def check_program(command: Command, path: str, directory: str) -> None:
+    """Raise CommandNotFound if the command's program can't be executed on this machine.
+
+    `path` is a PATH; `directory` is where the command will run, the base of relative names. A command whose
+    program is not known before it runs passes.
+    """
+    name = command.program
+    if name is None:
+        return
+    folders = [""] if "/" in name else path.split(":")
+    found = [place for folder in folders if (place := Path(directory, folder, name)).is_file()]
+    if any(os.access(place, os.X_OK) for place in found):
+        return
+    if found:
+        raise CommandNotFound(
+            f"'{found[0]}' is not executable. Make it so with chmod +x, or name its interpreter."
+        )
+    if not command.shell and isinstance(command.source, tuple) and name in KEYWORDS | BUILTINS:
+        raise CommandNotFound(
+            f"'{name}' is a word of the shell, not a program. Give the command as text, with -c."
+        )
+    raise CommandNotFound(
+        f"'{name}' is not found on this machine. Install it, or pass --no-check if only the nodes have it."
+    )
+
+
+def check_syntax(command: Command) -> None:
+    """Let bash read the command without running it. Raises BadInput with what bash says about it.
+
+    CommandNotFound if there is no bash.
+    """
+    if not command.shell:
+        return
+    # -n does not run the `shopt -s extglob` that a text may begin with, so allow for its patterns.
+    options = ["-O", "extglob"] if "extglob" in command.script else []
+    try:
+        done = subprocess.run(
+            ["bash", *options, "-n", "-c", command.script],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except FileNotFoundError:
+        raise CommandNotFound(
+            "'bash' is not found on this machine, and this command needs it. Install it."
+        ) from None
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").split("\n")[0]
+        said = re.sub(r"^bash: (-c: )?(line \d+: )?", "", said).strip()
+        raise BadInput(f"bash can't read the command ({said}): correct its syntax")
+
+
+# -- for people to read -----------------------------------------------------------------------------------
+
+
+def render(command: Command, values: ItemValues) -> str:
+    """What runs for this item, as one line that can be pasted into bash and does the same there."""
+    invocation = command.bind(values)
+    named = {
+        name: value(values)
+        for name, value in ENVIRONMENT.items()
+        if invocation.shell and re.search(rf"(?<!\w){name}(?!\w)", command.script, re.ASCII)
+    }
+    variables = [f"{name}={_quoted(value)}" for name, value in {**named, **invocation.variables}.items()]
+    return " ".join([*variables, shell_quoted(invocation.argv)])
+
+
+def shell_quoted(argv: Sequence[str]) -> str:
+    """The words as one line that bash reads back as exactly these; nothing in it controls a terminal."""
+    return " ".join(_words_quoted(argv))
+
+
+def _words_quoted(argv: Sequence[str]) -> Iterable[str]:
+    for at, word in enumerate(argv):
+        # At the front, the bare words `a=b` and `if` mean something else.
+        yield f"'{word}'" if at == 0 and _is_special_in_front(word) else _quoted(word)
+
+
+def _is_special_in_front(word: str) -> bool:
+    return word in KEYWORDS or ("=" in word and _SAFE_WORD.fullmatch(word) is not None)
+
+
+def _quoted(word: str) -> str:
+    if _SAFE_WORD.fullmatch(word):
+        return word
+    if word.isprintable():
+        return "'" + word.replace("'", "'\\''") + "'"
+    return "$'" + "".join(_escaped(char) for char in word) + "'"
+
+
+def _escaped(char: str) -> str:
+    if char in "'\\":
+        return "\\" + char
+    if char in "\n\t\r":
+        return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}[char]
+    # `!` too: bash's history expansion does not know where such quotes end.
+    if char.isprintable() and char != "!":
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,111 @@
+"""Every key in Redis that PPSS reads or writes. `lua/lib.lua` builds the same names.
+
+Ours, under `ppss:` (P), with who may see what:
+
+| key                | type   | what                                                                        |
+|--------------------|--------|-----------------------------------------------------------------------------|
+| P schema           | string | version of this layout; permanent                                           |
+| P tokens           | int    | counter of claims, first half of every token; permanent                     |
+| P wake             | int    | touched when something may have become claimable; permanent                 |
+| P control          | int    | touched when a run was paused, resumed, cancelled: busy workers look        |
+| P runs             | zset   | run -> time of creation                                                     |
+| P names            | hash   | --name -> run                                                               |
+| P filling          | zset   | run -> time until which its enqueuer is believed alive                      |
+| P open             | zset   | run -> stride pass; a claim looks only here                                 |
+| P ended            | zset   | run -> time at which it may be purged                                       |
+| P run:<run>        | hash   | version spec state total created opened ended weight ... (store.py)         |
+| P events:<run>     | stream | one entry per terminal move: s(eq) t (state) a(ttempt)                      |
+| P outputs:<run>    | hash   | output file -> item that wrote it                                           |
+
+RQ's, under `rq:` (R), written so that RQ's own tools show the same items: see broker.py.
+A lease *is* the member `<job>:<token>` of `R wip:<run>`; its score is the deadline plus 100 years, which
+RQ's clean-up never reaches.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+SCHEMA_VERSION = 1
+HUNDRED_YEARS_SECONDS = 3_155_760_000
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names below two prefixes."""
+
+    ours: str = "ppss:"
+    rq: str = "rq:"
+
+    @classmethod
+    def from_environment(cls) -> Keys:
+        """Honours RQ_KEY_PREFIX, as RQ itself does."""
+        return cls(rq=os.environ.get("RQ_KEY_PREFIX", "rq") + ":")
+
+    @property
+    def prefixes(self) -> tuple[str, str]:
+        """KEYS of every Lua script."""
+        return self.ours, self.rq
+
+    @property
+    def schema(self) -> str:
+        return self.ours + "schema"
+
+    @property
+    def wake(self) -> str:
+        return self.ours + "wake"
+
+    @property
+    def control(self) -> str:
+        return self.ours + "control"
+
+    @property
+    def runs(self) -> str:
+        return self.ours + "runs"
+
+    @property
+    def names(self) -> str:
+        return self.ours + "names"
+
+    @property
+    def permanent(self) -> frozenset[str]:
+        """What stays when no run is left."""
+        return frozenset(self.ours + name for name in ("schema", "tokens", "wake", "control"))
+
+    def run(self, run: str) -> str:
+        return f"{self.ours}run:{run}"
+
+    def events(self, run: str) -> str:
+        return f"{self.ours}events:{run}"
+
+    def queue(self, run: str) -> str:
+        """The ready list."""
+        return f"{self.rq}queue:{run}"
+
+    def job(self, job: str) -> str:
+        return f"{self.rq}job:{job}"
+
+    def registry(self, name: str, run: str) -> str:
+        """RQ's sorted sets: wip (leased), scheduled (delayed), finished, failed, canceled."""
+        return f"{self.rq}{name}:{run}"
+
+    def results(self, job: str) -> str:
+        return f"{self.rq}results:{job}"
+
+    def executions(self, job: str) -> str:
+        return f"{self.rq}executions:{job}"
+
+    def execution(self, job: str, token: str) -> str:
+        return f"{self.rq}execution:{job}:{token}"
+
+    def worker(self, worker: str) -> str:
+        return f"{self.rq}worker:{worker}"
+
+    @property
+    def workers(self) -> str:
+        return self.rq + "workers"
+
+    @property
+    def suspended(self) -> str:
+        return self.rq + "suspended"

@@ -1,0 +1,120 @@
+-- Leases up to `want` items of the open runs to a worker; expired leases and due retries come first.
+-- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
+--          a run newer than this worker or '', batch...}
+-- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
+-- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
+--       runs without one or 0, allowed run... (none: all)
+local refused = check_schema(ARGV[1])
+if refused then return refused end
+local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+if redis.call('EXISTS', R .. 'suspended') == 1 then
+  local left = redis.call('PTTL', R .. 'suspended')
+  return { left > 0 and tostring(left / 1000) or '', -1, '' }
+end
+local allowed = {}
+for index = 8, #ARGV do allowed[ARGV[index]] = true end
+
+-- Takes back leases of workers that died: at most `limit` items, those lost too often are failed.
+local function reap(run, limit, max_lost)
+  local expired = {}
+  local wip = registry('wip', run)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', wip, '-inf', NOW + CENTURY, 'LIMIT', 0, limit)) do
+    local job = split_member(member)
+    redis.call('ZREM', wip, member)
+    local started = drop_execution(member)
+    if redis.call('EXISTS', job_key(job)) == 1 then
+      local lost = started and redis.call('HINCRBY', job_key(job), 'lost', 1) or 0
+      if started then redis.call('HINCRBY', run_key(run), 'lost', 1) end
+      if lost > max_lost then
+        fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), '')
+      else
+        expired[#expired + 1] = job
+      end
+    end
+  end
+  return expired
+end
+
+local function take_due(run, limit, jobs)
+  local scheduled = registry('scheduled', run)
+  for _, job in ipairs(redis.call('ZRANGEBYSCORE', scheduled, '-inf', NOW, 'LIMIT', 0, limit)) do
+    redis.call('ZREM', scheduled, job)
+    jobs[#jobs + 1] = job
+  end
+end
+
+-- No more than a fair share of what is ready, so that the tail is not hoarded; but fill the idle slots.
+local function fair_share(run, limit)
+  local workers = math.max(redis.call('SCARD', R .. 'workers:' .. run), 1)
+  local share = math.ceil(redis.call('LLEN', queue_key(run)) / (2 * workers))
+  return math.min(limit, math.max(share, idle))
+end
+
+local function take(run, limit, max_lost)
+  local jobs = reap(run, limit, max_lost)
+  if #jobs < limit then take_due(run, limit - #jobs, jobs) end
+  for _, job in ipairs(jobs) do redis.call('HSET', job_key(job), 'status', 'queued') end
+  limit = fair_share(run, limit)
+  if #jobs < limit then
+    local ready = redis.call('LPOP', queue_key(run), limit - #jobs)
+    for _, job in ipairs(ready or {}) do
+      if string.sub(job, 1, #run + 1) == run .. '-' then jobs[#jobs + 1] = job end
+    end
+  end
+  return jobs
+end
+
+local function lease(run, jobs, visibility)
+  local token = string.format('%d-%s', redis.call('INCR', P .. 'tokens'), ARGV[3])
+  local batch, leases = { run, token, visibility }, {}
+  for _, job in ipairs(jobs) do
+    local values = redis.call('HMGET', job_key(job), 'description', 'item', 'root', 'attempts', 'failures')
+    if values[1] then
+      leases[#leases + 1] = NOW + CENTURY + tonumber(visibility)
+      leases[#leases + 1] = job .. ':' .. token
+      batch[#batch + 1] = job
+      for index = 1, 5 do batch[#batch + 1] = values[index] or '' end
+    end
+  end
+  for first = 1, #leases, 1000 do
+    redis.call('ZADD', registry('wip', run), unpack(leases, first, math.min(first + 999, #leases)))
+  end
+  return batch, #leases / 2
+end
+
+local reply, wake, open = { '', 0, '' }, nil, 0
+for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
+  if not next(allowed) or allowed[run] then
+    local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
+    local can_run = values[5] ~= '1' or ARGV[7] == '1'
+    if can_run then open = open + 1 end
+    if not tonumber(values[1]) or tonumber(values[1]) > version then
+      reply[3] = run
+    elseif can_run and want > 0 then
+      local jobs = take(run, want, tonumber(values[4]))
+      if #jobs > 0 then
+        local batch, taken = lease(run, jobs, values[2])
+        if taken > 0 then
+          redis.call('SADD', R .. 'workers:' .. run, R .. 'worker:' .. worker)
+          redis.call('ZINCRBY', P .. 'open', taken / tonumber(values[3]), run)
+          want, idle = want - taken, math.max(idle - taken, 0)
+          reply[#reply + 1] = batch
+        end
+      end
+      settle(run)
+      for _, name in ipairs({ 'wip', 'scheduled' }) do
+        local first = redis.call('ZRANGE', registry(name, run), 0, 0, 'WITHSCORES')[2]
+        local due = first and tonumber(first) - (name == 'wip' and CENTURY or 0)
+        if due and (not wake or due < wake) then wake = due end
+      end
+    end
+  end
+end
+-- A run that someone paused is waited for by the workers that serve only it; one that a halt rule paused is not.
+for run in pairs(allowed) do
+  local values = redis.call('HMGET', run_key(run), 'state', 'reason')
+  if values[1] == 'paused' and not values[2] then open = open + 1 end
+end
+if wake then reply[1] = tostring(math.max(wake - NOW, 0)) end
+reply[2] = open
+return reply

@@ -1,0 +1,126 @@
+-- Put before every script. KEYS[1] is the prefix of our keys, KEYS[2] that of RQ's (keys.py lists them).
+local P, R = KEYS[1], KEYS[2]
+local CENTURY = 3155760000 -- added to scores that RQ's own clean-up must never reach
+local OUTPUT_BUDGET = 64 * 1024 * 1024 -- bytes of failures' output kept per run
+local time = redis.call('TIME')
+local NOW = tonumber(time[1]) + tonumber(time[2]) / 1e6
+
+local function run_key(run) return P .. 'run:' .. run end
+local function queue_key(run) return R .. 'queue:' .. run end
+local function registry(name, run) return R .. name .. ':' .. run end
+local function job_key(job) return R .. 'job:' .. job end
+
+-- RQ's form of a time. Days to year, month, day: Howard Hinnant's civil_from_days.
+local function iso(seconds)
+  local days = math.floor(seconds / 86400)
+  local rest = seconds - days * 86400
+  local z = days + 719468
+  local era = math.floor(z / 146097)
+  local doe = z - era * 146097
+  local yoe = math.floor(
+    (doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+  local mp = math.floor((5 * doy + 2) / 153)
+  local day = doy - math.floor((153 * mp + 2) / 5) + 1
+  local month = mp < 10 and mp + 3 or mp - 9
+  local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day, math.floor(rest / 3600),
+    math.floor(rest / 60) % 60, math.floor(rest) % 60, math.floor((rest % 1) * 1e6))
+end
+
+local function check_schema(version)
+  local schema = redis.call('GET', P .. 'schema')
+  if not schema then
+    redis.call('SET', P .. 'schema', version)
+  elseif not tonumber(schema) then
+    return redis.error_reply('PPSS_FOREIGN ' .. P .. 'schema is not a number')
+  elseif tonumber(schema) > tonumber(version) then
+    return redis.error_reply('PPSS_NEWER ' .. schema)
+  end
+end
+
+-- One entry per terminal move of an item; seq 0 is the run itself.
+local function event(run, job, state, attempt)
+  redis.call('XADD', P .. 'events:' .. run, '*', 's', tonumber(string.match(job, '(%d+)$')), 't', state,
+    'a', attempt or 0)
+end
+
+local function split_member(member) return string.match(member, '^(.*):([^:]*)$') end
+
+-- Removes what RQ shows of a started attempt; whether there was one.
+local function drop_execution(member)
+  local job = split_member(member)
+  local key = R .. 'execution:' .. member
+  local worker = redis.call('HGET', key, 'worker_name')
+  if not worker then return false end
+  redis.call('DEL', key, R .. 'executions:' .. job)
+  redis.call('SREM', R .. 'worker:' .. worker .. ':executions', member)
+  return true
+end
+
+-- Ends a lease if `member` (<job>:<token>) still is one and the item was not deleted meanwhile.
+local function end_lease(run, member)
+  if redis.call('ZREM', registry('wip', run), member) == 0 then return false end
+  drop_execution(member)
+  return redis.call('EXISTS', job_key((split_member(member)))) == 1
+end
+
+local function lowest_pass()
+  local first = redis.call('ZRANGE', P .. 'open', 0, 0, 'WITHSCORES')
+  return first[2] or 0
+end
+
+local function count_left(run)
+  return redis.call('LLEN', queue_key(run)) + redis.call('ZCARD', registry('wip', run))
+    + redis.call('ZCARD', registry('scheduled', run))
+end
+
+local function end_run(run, state)
+  redis.call('HSET', run_key(run), 'state', state, 'ended', NOW)
+  redis.call('ZREM', P .. 'open', run)
+  redis.call('ZREM', P .. 'filling', run)
+  redis.call('ZADD', P .. 'ended', NOW + (tonumber(redis.call('HGET', run_key(run), 'keep')) or 0), run)
+  event(run, '0', state)
+end
+
+-- A run whose last item ended is done.
+local function settle(run)
+  local state = redis.call('HGET', run_key(run), 'state')
+  if (state == 'open' or state == 'paused') and count_left(run) == 0 then end_run(run, 'done') end
+end
+
+local function open_run(run)
+  redis.call('HSET', run_key(run), 'state', 'open')
+  redis.call('HDEL', run_key(run), 'ended', 'reason')
+  redis.call('ZREM', P .. 'ended', run)
+  redis.call('ZREM', P .. 'filling', run)
+  redis.call('ZADD', P .. 'open', 'NX', lowest_pass(), run)
+  redis.call('SADD', R .. 'queues', queue_key(run))
+  redis.call('INCR', P .. 'wake')
+  redis.call('INCR', P .. 'control')
+end
+
+-- Moves an item that is held by nobody into the failed state. `text` is RQ's form of an output, or ''.
+local function fail_item(run, job, outcome, text)
+  redis.call('ZADD', registry('failed', run), NOW + CENTURY, job)
+  redis.call('HSET', job_key(job), 'status', 'failed', 'outcome', outcome, 'ended_at', iso(NOW))
+  if text ~= '' and redis.call('HINCRBY', run_key(run), 'kept_bytes', #text) <= OUTPUT_BUDGET then
+    redis.call('XADD', R .. 'results:' .. job, 'MAXLEN', 1, '*', 'type', 2, 'exc_string', text)
+  end
+  event(run, job, 'failed', redis.call('HGET', job_key(job), 'attempts') or 0)
+end
+
+local function cancel_item(run, job)
+  if redis.call('EXISTS', job_key(job)) == 0 then return end
+  redis.call('ZADD', registry('canceled', run), NOW + CENTURY, job)
+  redis.call('HSET', job_key(job), 'status', 'canceled', 'ended_at', iso(NOW))
+  event(run, job, 'cancelled', redis.call('HGET', job_key(job), 'attempts') or 0)
+end
+
+local function worker_idle(worker)
+  local key = R .. 'worker:' .. worker
+  if redis.call('SCARD', key .. ':executions') == 0 and redis.call('EXISTS', key) == 1 then
+    redis.call('HDEL', key, 'current_job')
+    redis.call('HSET', key, 'state', 'idle')
+  end
+end

@@ -1,0 +1,19 @@
+-- Extends leases of one run by its visibility timeout from now.
+-- Returns {state of the run, its reason or '', member that is no longer ours...}.
+-- ARGV: run, member...
+local run = ARGV[1]
+local values = redis.call('HMGET', run_key(run), 'state', 'reason', 'visibility')
+local reply = { values[1] or 'unknown', values[2] or '' }
+for index = 2, #ARGV do
+  local member = ARGV[index]
+  if not redis.call('ZSCORE', registry('wip', run), member) then
+    reply[#reply + 1] = member
+  elseif redis.call('EXISTS', job_key((split_member(member)))) == 0 then
+    end_lease(run, member)
+    settle(run)
+    reply[#reply + 1] = member
+  else
+    redis.call('ZADD', registry('wip', run), 'XX', NOW + CENTURY + tonumber(values[3]), member)
+  end
+end
+return reply

@@ -1,0 +1,25 @@
+-- Records that leased items begin to run: from here the attempt counts.
+-- Returns the members that are no longer leased by this token.
+-- A repeated start of the same lease counts once.
+-- ARGV: run, worker, then for each item: member (<job>:<token>), slot
+local run, worker = ARGV[1], ARGV[2]
+local lost, now = {}, iso(NOW)
+for index = 3, #ARGV, 2 do
+  local member = ARGV[index]
+  local job, token = split_member(member)
+  if not redis.call('ZSCORE', registry('wip', run), member) then
+    lost[#lost + 1] = member
+  elseif redis.call('EXISTS', job_key(job)) == 0 then
+    end_lease(run, member)
+    lost[#lost + 1] = member
+  elseif redis.call('EXISTS', R .. 'execution:' .. member) == 0 then
+    redis.call('HINCRBY', job_key(job), 'attempts', 1)
+    redis.call('HSET', job_key(job), 'status', 'started', 'worker_name', worker, 'started_at', now, 'token', token)
+    redis.call('ZADD', R .. 'executions:' .. job, NOW + CENTURY, token)
+    redis.call('HSET', R .. 'execution:' .. member, 'id', token, 'job_id', job, 'created_at', NOW,
+      'last_heartbeat', NOW, 'worker_name', worker, 'slot', ARGV[index + 1])
+    redis.call('SADD', R .. 'worker:' .. worker .. ':executions', member)
+    redis.call('HSET', R .. 'worker:' .. worker, 'state', 'busy', 'current_job', job)
+  end
+end
+return lost

@@ -1,0 +1,291 @@
+"""The values that PPSS passes around: items, runs, leases, outcomes. No I/O; JSON in and out.
+
+Names and paths are `str` with surrogateescape (PEP 383): `os.fsencode` gives the exact bytes back, and
+`json.dumps` writes the odd ones as `\\udcXX`, which `json.loads` reads back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+
+from ppss_queue.errors import BadInput, NewerVersion
+
+RUN_VERSION = 1
+"""Version of the run format that this PPSS writes, and the highest that it can run."""
+
+ITEM_BYTES_MAX = 128 * 1024 - 16
+"""Longest item: Linux passes at most 128 KiB in one argument or `NAME=value` (MAX_ARG_STRLEN)."""
+
+
+class State(StrEnum):
+    """Where an item is. Every item of a run is in exactly one of these."""
+
+    READY = "ready"
+    LEASED = "leased"
+    DELAYED = "delayed"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+STATES: tuple[State, ...] = tuple(State)
+ENDED: frozenset[State] = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class RunState(StrEnum):
+    """What a run does."""
+
+    FILLING = "filling"
+    OPEN = "open"
+    PAUSED = "paused"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a run: a file (below a root directory) or a text."""
+
+    seq: int
+    """Number in the run, from 1, in input order."""
+    name: str
+    """How it is shown; a file's path relative to its root, or the text itself."""
+    root: int = 0
+    """Index into `RunSpec.roots`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRule:
+    """When a failed attempt is tried again."""
+
+    retries: int = 0
+    """How many more attempts after the first one that failed."""
+    delay_seconds: float = 1.0
+    """Wait before the first retry; it doubles each time, up to an hour, less up to half of it at random."""
+    on: tuple[int, ...] = ()
+    """Exit codes that are retried; empty: all."""
+    not_on: tuple[int, ...] = ()
+    """Exit codes that are not retried."""
+
+    def applies_to(self, exit_code: int | None) -> bool:
+        """Whether a failure with `exit_code` (None: killed by a signal or timed out) may be tried again."""
+        if exit_code is None:
+            return not self.on
+        return (not self.on or exit_code in self.on) and exit_code not in self.not_on
+
+    def delay_after(self, failures: int, jitter: float) -> float:
+        """Seconds to wait after the `failures`-th failure (from 1); `jitter` in [0, 1) spreads retries.
+
+        Exponential backoff with "equal jitter": half of the delay is fixed, half is random.
+        """
+        full = min(self.delay_seconds * 2.0 ** min(failures - 1, 32), max(3600.0, self.delay_seconds))
+        return full * (0.5 + 0.5 * jitter)
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Stop a run when too many of its items failed."""
+
+    now: bool
+    """True: kill what runs. False ("soon"): let it finish, start nothing new."""
+    count: int = 0
+    """Failed items that halt the run; 0: `percent` counts."""
+    percent: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Halt:
+        """`now,fail=3`, `soon,fail=10%`. Raises BadInput."""
+        when, _, rule = text.partition(",")
+        name, _, value = rule.partition("=")
+        if when in ("now", "soon") and name == "fail":
+            percent = value.endswith("%")
+            try:
+                number = float(value[:-1]) if percent else int(value)
+            except ValueError:
+                number = 0
+            if number > 0 and (not percent or number <= 100):
+                return cls(when == "now", 0 if percent else int(number), number if percent else 0.0)
+        raise BadInput(f"'{text}' is no halt rule. Write now,fail=1 or soon,fail=10%.")
+
+    def __str__(self) -> str:
+        return f"{'now' if self.now else 'soon'},fail={self.count or f'{self.percent:g}%'}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What a run is: the command, how its items are found on disk, and its rules. Never changes."""
+
+    command: str | tuple[str, ...] | None = None
+    """Text for bash, words to execute, `python:module:function`, or None: each worker brings its own."""
+    directory: str = "/"
+    """Absolute directory in which commands run: where the run was enqueued."""
+    roots: tuple[str, ...] = ("",)
+    """Where items are: an absolute directory (the item is a file below it) or "" (the item is a text)."""
+    output: str | None = None
+    """Absolute output directory, if any."""
+    replacement: str = "{}"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables carried by `--env`; exported bash functions as `BASH_FUNC_name%%`."""
+    retry: RetryRule = RetryRule()
+    max_lost: int = 3
+    """Leases of *started* attempts that may be lost (crashes) before the item fails."""
+    visibility_seconds: float = 30.0
+    timeout_seconds: float | None = None
+    grace_seconds: float = 10.0
+    """Time between SIGTERM and SIGKILL."""
+    halt: Halt | None = None
+    skip_existing: bool = False
+    keep_output: bool = False
+    """Keep what succeeded items printed as well, not only failed ones."""
+    name: str | None = None
+    priority: int = 1
+    keep_seconds: float = 7 * 24 * 3600.0
+    """How long the run is remembered after it ended."""
+
+    def to_json(self) -> str:
+        """One line of ASCII."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunSpec:
+        """Raises NewerVersion if a field is unknown here."""
+        values = json.loads(text)
+        unknown = sorted(values.keys() - {f.name for f in fields(cls)})
+        if unknown:
+            raise NewerVersion(f"The run has settings that this PPSS does not know ({unknown[0]}). Upgrade it.")
+        command = values.get("command")
+        if isinstance(command, list):
+            values["command"] = tuple(command)
+        values["roots"] = tuple(values["roots"])
+        retry = values["retry"]
+        values["retry"] = RetryRule(
+            retry["retries"], retry["delay_seconds"], tuple(retry["on"]), tuple(retry["not_on"])
+        )
+        if values["halt"] is not None:
+            values["halt"] = Halt(**values["halt"])
+        return cls(**values)
+
+    def local_path(self, item: Item) -> str:
+        """What `$ITEM` is: the absolute path of a file, or the text."""
+        root = self.roots[item.root]
+        return f"{root.rstrip('/')}/{item.name}" if root else item.name
+
+    def is_file(self, item: Item) -> bool:
+        return bool(self.roots[item.root])
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The time-limited right to run an item, proven by its token."""
+
+    run: str
+    token: str
+    item: Item
+    attempts: int
+    """Attempts started before this one."""
+    failures: int
+    """Failed attempts that count against the retries."""
+
+    @property
+    def job(self) -> str:
+        return job_id(self.run, self.item.seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, as it is kept in Redis."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    seconds: float = 0.0
+    node: str = ""
+    slot: int = 0
+    reason: str | None = None
+    """Why it failed when that is not the exit code or signal: timed out, output refused, lost."""
+    last_line: str = ""
+    result: str | None = None
+    """What a Python function returned, as JSON."""
+
+    def to_json(self) -> str:
+        """Compact ASCII; absent values are left out."""
+        values = asdict(self)
+        kept = {name: value for name, value in values.items() if value not in (None, "")}
+        kept["seconds"] = round(self.seconds, 3)
+        return json.dumps(kept, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes | None) -> Outcome:
+        return cls(**json.loads(text)) if text else cls()
+
+    @property
+    def failure(self) -> str:
+        """What went wrong, in a few words."""
+        if self.reason:
+            return self.reason
+        if self.signal:
+            return f"killed by signal {self.signal}"
+        return f"exit {self.exit_code}" if self.exit_code else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemView:
+    """An item as `ppss items` and the Python API show it."""
+
+    item: Item
+    state: State
+    attempts: int
+    lost: int
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    @property
+    def seq(self) -> int:
+        return self.item.seq
+
+    @property
+    def failed(self) -> bool:
+        return self.state is State.FAILED
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.outcome.exit_code
+
+    @property
+    def last_line(self) -> str:
+        return self.outcome.last_line
+
+    @property
+    def result(self) -> object:
+        """What the Python function of the run returned for this item; None for other commands."""
+        return json.loads(self.outcome.result) if self.outcome.result is not None else None
+
+    def to_dict(self) -> dict[str, object]:
+        """The object of `ppss items --json`."""
+        return {
+            "seq": self.item.seq,
+            "item": self.item.name,
+            "state": str(self.state),
+            "attempts": self.attempts,
+            "node": self.outcome.node or None,
+            "slot": self.outcome.slot or None,
+            "exit_code": self.outcome.exit_code,
+            "signal": self.outcome.signal,
+            "seconds": self.outcome.seconds if self.state in ENDED else None,
+            "last_line": self.outcome.last_line,
+            "reason": self.outcome.reason,
+        }
+
+
+def job_id(run: str, seq: int) -> str:
+    """RQ's id of an item: `<run>-<7 digits>`, so that ids sort in input order."""
+    return f"{run}-{seq:07d}"
+
+
+def seq_of_job(job: str) -> int:
+    return int(job.rpartition("-")[2])

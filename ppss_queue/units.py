@@ -1,0 +1,54 @@
+"""Times, sizes and numbers as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+from ppss_queue.errors import BadInput
+
+_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """`90`, `1.5s`, `10m`, `2h`, `7d`, `1w` in seconds. Raises BadInput."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _SECONDS:
+        raise BadInput(f"'{text}' is no time. Write seconds, or a number with ms, s, m, h, d or w, such as 10m.")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def format_duration(seconds: float) -> str:
+    """Two units at most: `0.4 s`, `12 s`, `4 min 51 s`, `2 h 5 min`, `3 d 4 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, name, below, below_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {name}" + (f" {rest} {below_name}" if rest else "")
+    return f"{whole} s"
+
+
+def format_count(count: int) -> str:
+    """`1,204`."""
+    return f"{count:,}"
+
+
+def format_rate(per_second: float) -> str:
+    """`4.1/s`, `220/s`, `12/min`, `3/h`: no leading zeros."""
+    for factor, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        value = per_second * factor
+        if value >= 1 or unit == "h":
+            return f"{value:.1f}/{unit}" if value < 10 else f"{value:,.0f}/{unit}"
+    return "-"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 item`, `1,204 items`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,294 @@
+"""Attempts: from a lease to a running command to an outcome.
+
+begin -> (the command ends) -> publish its outputs -> tell the outbox, and the observer.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from typing import Protocol
+
+from ppss_queue.connection import Reply
+from ppss_queue.errors import LeaseLost
+from ppss_queue.model import Lease, Outcome, seq_of_job
+from ppss_queue.store import Calls, kept_output, member, read_members
+from ppss_queue.units import format_duration
+from ppss_worker.link import Link
+from ppss_worker.outbox import Outbox
+from ppss_worker.process import Child, Exit, Spawner, SpawnFailed, capture_tail, last_line
+from ppss_worker.runs import ActiveRun
+from ppss_worker.staging import Attempt as Scratch
+from ppss_worker.staging import OutputRefused, exists
+
+KEPT_BYTES = 4096
+"""Output of an item that goes to Redis."""
+
+
+class Verdict(StrEnum):
+    """What became of an attempt."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRY = "retry"
+    RELEASED = "released"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that is over, while its output can still be read from the two descriptors (-1: none)."""
+
+    lease: Lease
+    run: ActiveRun
+    slot: int
+    outcome: Outcome
+    verdict: Verdict
+    retry_seconds: float | None
+    stdout: int
+    stderr: int
+    started_epoch: float
+
+
+class Observer(Protocol):
+    """Who is told what a worker does."""
+
+    def started(self, lease: Lease, run: ActiveRun, slot: int) -> None: ...
+    def ended(self, ended: Ended) -> None: ...
+    def warn(self, sentence: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Running:
+    """A command on a slot."""
+
+    lease: Lease
+    run: ActiveRun
+    slot: int
+    child: Child
+    scratch: Scratch | None
+    started_epoch: float
+    timeout_at: float | None
+    """time.monotonic() at which the next signal is due."""
+    stopped: str | None = None
+    """Why it was told to end: a reason, "lost" or "released"."""
+
+
+class Attempts:
+    """The commands that run now. Used by the worker's one thread."""
+
+    def __init__(
+        self, spawner: Spawner, link: Link, calls: Calls, outbox: Outbox, observer: Observer, node: str
+    ) -> None:
+        self._spawner = spawner
+        self._link = link
+        self._calls = calls
+        self._outbox = outbox
+        self._observer = observer
+        self._node = node
+        self._running: dict[int, Running] = {}
+        self._publishing: dict[str, Running] = {}
+        self.seconds_each = 0.0
+        """Moving average of how long attempts take; 0: none ended yet."""
+
+    def __len__(self) -> int:
+        """Running commands and outputs being published."""
+        return len(self._running) + len(self._publishing)
+
+    def __iter__(self) -> Iterator[Running]:
+        return iter(self._running.values())
+
+    def begin(self, lease: Lease, run: ActiveRun, slot: int) -> bool:
+        """Starts the command of a lease whose `start` is on its way. False: it is over already, the slot is free.
+
+        Raises MachineFailed or DirectoryMissing if this machine can't run it; the lease is the caller's then.
+        """
+        directory, base = run.place_of(lease.item)
+        if run.spec.skip_existing and run.spec.output and exists(run.spec.output, directory, base):
+            self._end(self._made_up(lease, run, slot), Outcome(0, reason="skipped: its output exists", node=self._node))
+            return False
+        scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
+        values = run.values(lease, slot, scratch.directory if scratch else "")
+        assert run.command is not None
+        invocation = run.command.bind(values)
+        variables = run.variables(lease, values)
+        if invocation.variables:
+            variables.update(invocation.variables)
+        try:
+            child = self._spawner.spawn(invocation.argv, variables, run.spec.directory)
+        except SpawnFailed as error:
+            running = self._made_up(lease, run, slot, scratch)
+            self._end(running, Outcome(error.exit_status, node=self._node, slot=slot, last_line=str(error)))
+            return False
+        except BaseException:
+            if scratch is not None:
+                scratch.discard()
+            raise
+        timeout = run.spec.timeout_seconds
+        timeout_at = child.started + timeout if timeout else None
+        running = Running(lease, run, slot, child, scratch, time.time(), timeout_at)
+        self._running[child.pid] = running
+        self._observer.started(lease, run, slot)
+        return True
+
+    def ended(self, exited: Exit) -> int | None:
+        """Handles the end of a command; its slot is free now. None: it was none of ours."""
+        running = self._running.pop(exited.pid, None)
+        if running is None:
+            return None
+        seconds = exited.ended - running.child.started
+        self.seconds_each += (seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
+        outcome = Outcome(
+            exit_code=exited.exit_code,
+            signal=exited.signal,
+            seconds=seconds,
+            node=self._node,
+            slot=running.slot,
+            last_line=last_line(running.child.stdout, running.child.stderr),
+        )
+        if running.stopped == "lost":
+            self._close(running, outcome, Verdict.LOST)
+        elif exited.exit_code == 0 and running.stopped in (None, "released"):
+            self._publish(running, outcome)
+        elif running.stopped == "released":
+            self._release(running, outcome)
+        else:
+            self._end(running, replace(outcome, reason=running.stopped))
+        return running.slot
+
+    def lose(self, lost: Sequence[str]) -> None:
+        """These leases are someone else's: kill their commands, discard what they made."""
+        gone = set(lost)
+        for running in self._running.values():
+            if member(running.lease) in gone:
+                running.stopped = "lost"
+                running.child.kill()
+        for name in gone & self._publishing.keys():
+            self._publishing[name].stopped = "lost"
+
+    def check_timeouts(self, now: float) -> float | None:
+        """Signals what is over time; returns when (monotonic) to look again."""
+        soonest: float | None = None
+        for running in self._running.values():
+            if running.timeout_at is not None and running.timeout_at <= now:
+                self._stop(running, f"timed out after {format_duration(running.run.spec.timeout_seconds or 0)}")
+            if running.timeout_at is not None and (soonest is None or running.timeout_at < soonest):
+                soonest = running.timeout_at
+        return soonest
+
+    def stop_all(self, reason: str | None = None, *, run: str | None = None, at_once: bool = False) -> None:
+        """Ends all commands (of one run): SIGTERM, SIGKILL after the grace time or at once. Their items go back."""
+        for running in self._running.values():
+            if run in (None, running.run.id):
+                if at_once:
+                    running.stopped = running.stopped or "released"
+                    running.child.kill()
+                elif running.stopped is None:
+                    self._stop(running, reason or "released")
+
+    def _stop(self, running: Running, why: str) -> None:
+        if running.stopped is None:
+            running.stopped = why
+            running.child.terminate()
+            running.timeout_at = time.monotonic() + running.run.spec.grace_seconds
+        else:
+            running.child.kill()
+            running.timeout_at = None
+
+    def _publish(self, running: Running, outcome: Outcome) -> None:
+        """Brings outputs to their final names: reserve these first, then move, then ack."""
+        try:
+            names = running.scratch.outputs() if running.scratch else []
+        except OutputRefused as error:
+            self._end(running, replace(outcome, reason=str(error)), final=True)
+            return
+        if not names:
+            self._end(running, outcome)
+            return
+        self._publishing[member(running.lease)] = running
+        self._link.send(self._calls.reserve(running.lease, names), partial(self._reserved, running, outcome))
+
+    def _reserved(self, running: Running, outcome: Outcome, reply: Reply) -> None:
+        del self._publishing[member(running.lease)]
+        if running.stopped == "lost" or not isinstance(reply, list):
+            self._close(running, outcome, Verdict.LOST)
+            return
+        parts = read_members(reply)
+        taken: Mapping[str, tuple[int, str]] = {
+            name: (seq_of_job(job), item)
+            for name, job, item in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        }
+        assert running.scratch is not None
+        try:
+            running.scratch.publish(lambda names: taken, lambda: running.stopped != "lost")
+        except OutputRefused as error:
+            self._end(running, replace(outcome, reason=str(error)), final=True)
+        except LeaseLost:
+            self._close(running, outcome, Verdict.LOST)
+        except BaseException:  # the machine's fault: the item goes back
+            self._release(running, outcome)
+            raise
+        else:
+            running.scratch = None
+            self._end(running, outcome)
+
+    def _release(self, running: Running, outcome: Outcome) -> None:
+        self._outbox.release([running.lease])
+        self._close(running, outcome, Verdict.RELEASED)
+
+    def _end(self, running: Running, outcome: Outcome, *, final: bool = False) -> None:
+        """The item succeeded, or failed: `final` for failures that another attempt would only repeat."""
+        lease, spec = running.lease, running.run.spec
+        succeeded = outcome.exit_code == 0 and (outcome.reason is None or outcome.reason.startswith("skipped"))
+        kept = b""
+        if spec.keep_output or not succeeded:
+            kept = _kept(running.child)
+        if succeeded:
+            self._outbox.ack(lease, outcome, kept)
+            self._close(running, outcome, Verdict.SUCCEEDED)
+            return
+        delay = None
+        if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
+            delay = spec.retry.delay_after(lease.failures + 1, random.random())
+        self._outbox.fail(lease, outcome, delay, kept)
+        again = delay is not None and lease.failures < spec.retry.retries
+        self._close(running, outcome, Verdict.RETRY if again else Verdict.FAILED, delay)
+
+    def _close(
+        self, running: Running, outcome: Outcome, verdict: Verdict, retry_seconds: float | None = None
+    ) -> None:
+        if running.scratch is not None:
+            running.scratch.discard()
+        child = running.child
+        self._observer.ended(
+            Ended(
+                running.lease,
+                running.run,
+                running.slot,
+                outcome,
+                verdict,
+                retry_seconds,
+                child.stdout,
+                child.stderr,
+                running.started_epoch,
+            )
+        )
+        child.close()
+
+    @staticmethod
+    def _made_up(lease: Lease, run: ActiveRun, slot: int, scratch: Scratch | None = None) -> Running:
+        """For an attempt without a process."""
+        return Running(lease, run, slot, Child(0, -1, -1, time.monotonic(), True), scratch, time.time(), None)
+
+
+def _kept(child: Child) -> bytes:
+    """The end of what it printed, stdout before stderr, in RQ's form; empty for nothing."""
+    err, _ = capture_tail(child.stderr, KEPT_BYTES)
+    out, _ = capture_tail(child.stdout, KEPT_BYTES - len(err))
+    return kept_output(out + err) if out or err else b""
+
+

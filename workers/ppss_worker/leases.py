@@ -1,0 +1,165 @@
+"""Keeps leases alive, in a thread and on a connection of its own, so that no busy slot can starve it.
+
+It goes on while the worker drains: an item that still runs must not be taken by someone else.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from ppss_queue import scripts
+from ppss_queue.connection import Argument, ChangeListener, Connection
+from ppss_queue.errors import PpssError, ServiceFailed
+from ppss_queue.keys import Keys
+from ppss_queue.store import Calls, Renewed, read_renewed
+
+HEARTBEAT_SECONDS = 10.0
+"""How often a worker shows that it is alive; a sixth of the time after which RQ's views forget it."""
+
+
+class LeaseKeeper:
+    """Renews at a third of the shortest visibility timeout, so that two renewals may get lost."""
+
+    def __init__(
+        self, connection: Connection, keys: Keys, calls: Calls, facts: Callable[[], Mapping[str, Argument]]
+    ) -> None:
+        """`facts`: what a heartbeat tells; called in the thread."""
+        self._connection = connection
+        self._calls = calls
+        self._facts = facts
+        self._control = ChangeListener(connection.clone(name="ppss-control"), [keys.control])
+        self._lock = threading.Lock()
+        self._members: dict[str, set[str]] = {}
+        self._visibility: dict[str, float] = {}
+        self._news: deque[Renewed] = deque()
+        self._reader, self._writer = os.pipe()
+        self._wake_reader, self._wake_writer = os.pipe()
+        for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
+            os.set_blocking(descriptor, False)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
+
+    def start(self) -> None:
+        """The first heartbeat is done when this returns. Raises what a connection raises."""
+        self._heartbeat()
+        self._control.on()
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Readable when there is news."""
+        return self._reader
+
+    def hold(self, run: str, members: set[str], visibility_seconds: float) -> None:
+        """Renew these from now on."""
+        with self._lock:
+            self._members.setdefault(run, set()).update(members)
+            known = self._visibility.get(run)
+            self._visibility[run] = visibility_seconds
+        if known is None:
+            self._wake()
+
+    def drop(self, run: str, member: str) -> None:
+        """It has ended."""
+        with self._lock:
+            held = self._members.get(run)
+            if held is not None:
+                held.discard(member)
+
+    def news(self) -> list[Renewed]:
+        """What renewals since the last call told: states of runs, leases that are lost."""
+        try:
+            os.read(self._reader, 4096)
+        except BlockingIOError:
+            pass
+        news: list[Renewed] = []
+        while self._news:
+            news.append(self._news.popleft())
+        return news
+
+    def stop(self) -> None:
+        """Ends the thread and closes its connections."""
+        self._stopping = True
+        self._wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._control.close()
+        self._connection.close()
+        for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
+            os.close(descriptor)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_writer, b"!")
+        except BlockingIOError:
+            pass  # full: it wakes anyway
+
+    def _keep(self) -> None:
+        renewed = heartbeat = time.monotonic()
+        while not self._stopping:
+            with self._lock:
+                every = min(self._visibility.values(), default=3 * HEARTBEAT_SECONDS) / 3
+            due = min(renewed + every, heartbeat + HEARTBEAT_SECONDS)
+            told = self._wait(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
+            try:
+                if told or now >= renewed + every:
+                    self._renew(all_runs=told)
+                    renewed = now
+                if now >= heartbeat + HEARTBEAT_SECONDS:
+                    self._heartbeat()
+                    heartbeat = now
+            except PpssError:
+                self._recover()
+                renewed = heartbeat = 0.0
+
+    def _wait(self, seconds: float) -> bool:
+        """Whether somebody touched a run's state meanwhile."""
+        try:
+            readable, _, _ = select.select([self._wake_reader, self._control.fileno()], [], [], seconds)
+            if self._wake_reader in readable:
+                os.read(self._wake_reader, 4096)
+            return self._control.fileno() in readable and bool(self._control.changes())
+        except (PpssError, OSError, ValueError):
+            self._recover()
+            return True
+
+    def _renew(self, *, all_runs: bool) -> None:
+        with self._lock:
+            held = {run: list(members) for run, members in self._members.items() if members or all_runs}
+        calls = [self._calls.renew(run, members) for run, members in held.items()]
+        for run, reply in zip(held, scripts.run_many(self._connection, calls), strict=True):
+            news = read_renewed(run, reply)
+            if news.lost or all_runs:
+                self._news.append(news)
+                self._tell()
+            if news.state in ("unknown", "done", "cancelled"):
+                with self._lock:
+                    if not self._members[run]:
+                        del self._members[run], self._visibility[run]
+
+    def _tell(self) -> None:
+        try:
+            os.write(self._writer, b"!")
+        except BlockingIOError:
+            pass
+
+    def _heartbeat(self) -> None:
+        scripts.run(self._connection, self._calls.heartbeat(self._facts()))
+
+    def _recover(self) -> None:
+        """Leases stay valid until someone else claims their items, so all there is to do is to try again."""
+        delay = 0.05
+        while not self._stopping:
+            try:
+                self._connection.reopen()
+                self._control.reopen()
+                self._control.on()
+                return
+            except ServiceFailed:
+                select.select([self._wake_reader], [], [], delay)
+                delay = min(delay * 2, 2.0)

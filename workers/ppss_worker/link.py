@@ -1,0 +1,80 @@
+"""Many calls on their way at once over one connection, answered in order. Never waits for an answer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ppss_queue.connection import Connection, NoScript, Reply
+from ppss_queue.errors import ServiceFailed
+from ppss_queue.scripts import Call
+
+
+@dataclass(slots=True)
+class _Sent:
+    call: Call
+    on_reply: Callable[[Reply], None]
+    repeat: bool
+
+
+class Link:
+    """Used by one thread. After ConnectFailed, call `reopen` until it works: what was not answered goes out again."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._unsent: list[_Sent] = []
+        self._unanswered: deque[_Sent] = deque()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is owed to us."""
+        return not self._unsent and not self._unanswered
+
+    def send(self, call: Call, on_reply: Callable[[Reply], None], *, repeat: bool = True) -> None:
+        """Queues a call until `flush`. `repeat`: send it again after a lost connection; else it is answered None."""
+        self._unsent.append(_Sent(call, on_reply, repeat))
+
+    def flush(self) -> None:
+        """Writes what was queued, in one piece. Raises ConnectFailed."""
+        if self._unsent:
+            batch, self._unsent = self._unsent, []
+            self._unanswered.extend(batch)  # before the write: if that fails they are owed an answer all the same
+            self._connection.send([sent.call.command for sent in batch])
+
+    def receive(self) -> None:
+        """Handles the answers that have come. Raises ConnectFailed, or the error that an answer is."""
+        while self._unanswered and self._connection.readable():
+            self._answer()
+
+    def finish(self) -> None:
+        """Writes all and waits for all answers."""
+        self.flush()
+        while self._unanswered:
+            self._answer()
+            self.flush()
+
+    def reopen(self) -> None:
+        """A new connection; repeats what was not answered. Raises ConnectFailed."""
+        self._connection.reopen()
+        owed, self._unanswered = list(self._unanswered), deque()
+        self._unsent = [sent for sent in owed if sent.repeat] + self._unsent
+        for sent in owed:
+            if not sent.repeat:
+                sent.on_reply(None)
+        self.flush()
+
+    def _answer(self) -> None:
+        reply = self._connection.receive(1)[0]
+        sent = self._unanswered.popleft()
+        if isinstance(reply, NoScript):
+            # Calls behind this one may be answered first; none of them depends on it but through its token.
+            self._unanswered.append(sent)
+            self._connection.send([sent.call.command_with_source])
+        elif isinstance(reply, ServiceFailed):
+            raise reply
+        else:
+            sent.on_reply(reply)

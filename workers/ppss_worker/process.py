@@ -1,0 +1,375 @@
+"""Commands as processes: spawn, capture, signal, reap.
+
+A command is one process group, spawned directly (posix_spawn, no thread, no shell unless its argv has one).
+Its output goes to fresh unlinked files: a pipe would block it at 64 KiB unless drained, memory could grow
+without end, and a file of its own takes no late output of another command. All of it is used from one thread,
+which learns of ended children through `ChildSignals`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ppss_queue.errors import MachineFailed, PpssError
+from ppss_worker.guardian import Guardian, kill_group
+
+_MACHINE_ERRORS = frozenset(
+    (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+)
+# Ignored signals are inherited: Python ignores the first two (`yes | head -1` would print "Broken pipe"), the
+# worker's caller may ignore others (nohup, `&` in a script).
+_DEFAULT_SIGNALS = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+)
+_LAST_LINE_WINDOW_BYTES = 8192
+_LAST_LINE_CHARACTERS = 200
+_ESCAPE_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, links
+    r"|\x1b[ -/]*[0-~]"
+)
+
+
+class SpawnFailed(PpssError):
+    """The command could not be started; its attempt failed with `exit_status`, the one that bash would give.
+
+    127: not found; 126: found but not executable; 1: something else, e.g. an item that is too long.
+    """
+
+    def __init__(self, exit_status: int, text: str) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
+class DirectoryMissing(PpssError):
+    """The directory to run in can't be entered on this node: the node's fault, not the item's."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One running command.
+
+    `pid` is also its process group. `stdout` and `stderr` are descriptors of its capture files, to be read
+    with os.pread from 0 on, also while it runs and after it was reaped, until `close`; -1 where the caller of
+    `spawn` gave a descriptor of its own. `started` is of time.monotonic().
+    """
+
+    pid: int
+    stdout: int
+    stderr: int
+    started: float
+    reaped: bool = False
+
+    def terminate(self) -> None:
+        """Asks the whole process group to end (SIGTERM), stopped processes too; nothing if it was reaped."""
+        self._signal(signal.SIGTERM)
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends the whole process group (SIGKILL); nothing if it was reaped."""
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Closes the capture files, and so deletes them."""
+        for descriptor in (self.stdout, self.stderr):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.stdout = self.stderr = -1
+
+    def _signal(self, number: int) -> None:
+        if not self.reaped:  # afterwards the number may belong to somebody else
+            kill_group(self.pid, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a command ended: either `exit_code` or `signal` is set.
+
+    The times are of the command and all descendants that were waited for; `ended` is of time.monotonic().
+    """
+
+    pid: int
+    exit_code: int | None
+    signal: int | None
+    user_seconds: float
+    system_seconds: float
+    ended: float
+
+
+class Spawner:
+    """Starts commands and buries them."""
+
+    def __init__(self, guardian: Guardian, capture_directory: Path) -> None:
+        """`capture_directory` must exist and have room for all that running commands print."""
+        self._guardian = guardian
+        self._captures = str(capture_directory)
+        self._running: dict[int, Child] = {}
+        self._found: dict[tuple[str, str, str], str] = {}
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        directory: str,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> Child:
+        """Starts `argv` in `directory` (absolute) with exactly this environment plus the guardian's marker.
+
+        The program is looked up on the PATH of `environment`. stdin is /dev/null. `stdout` and `stderr`:
+        descriptors above 2 to use instead of capture files, e.g. pipes; the caller closes them. The working
+        directory of this process changes.
+
+        Raises SpawnFailed, DirectoryMissing, or MachineFailed if this machine can't start or capture it.
+        """
+        _enter(directory)
+        name, value = self._guardian.marker
+        child = Child(pid=0, stdout=-1, stderr=-1, started=time.monotonic())
+        try:
+            if stdout is None:
+                stdout = child.stdout = _open_capture(self._captures, 0)
+            if stderr is None:  # appends: nothing may overwrite what `> /dev/stderr` in a script prints
+                stderr = child.stderr = _open_capture(self._captures, os.O_APPEND)
+            child.pid = self._start(argv, {**environment, name: value}, directory, stdout, stderr)
+        except PpssError:
+            child.close()
+            raise
+        self._running[child.pid] = child
+        self._guardian.watch(child.pid)
+        return child
+
+    def reap(self) -> list[Exit]:
+        """What ended since the last call; never waits. Each one's process group is dead to the last process.
+
+        To be called after each SIGCHLD. Children of this process that were not spawned here stay for whoever
+        started them. A guardian that died is replaced; raises MachineFailed if it can't be.
+        """
+        exits: list[Exit] = []
+        while (pid := _zombie(os.P_ALL, 0)) is not None:
+            if not self._bury(pid, exits):  # a zombie of somebody else, which hides those behind it
+                for ours in (self._guardian.pid, *self._running):
+                    if _zombie(os.P_PID, ours) is not None:
+                        self._bury(ours, exits)
+                break
+        return exits
+
+    def _bury(self, pid: int, exits: list[Exit]) -> bool:
+        if pid == self._guardian.pid:
+            self._guardian.replace()
+            return True
+        child = self._running.pop(pid, None)
+        if child is None:
+            return False
+        # Before the wait: until then the number can't belong to somebody else.
+        kill_group(pid, signal.SIGKILL)
+        self._guardian.forget(pid)
+        child.reaped = True
+        _, status, usage = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        exit_code, by_signal = (code, None) if code >= 0 else (None, -code)
+        exits.append(Exit(pid, exit_code, by_signal, usage.ru_utime, usage.ru_stime, time.monotonic()))
+        return True
+
+    def _start(
+        self, argv: Sequence[str], environment: Mapping[str, str], directory: str, stdout: int, stderr: int
+    ) -> int:
+        """Pid of the new process. What is executable but no program is a bash script, as in a shell."""
+        name = program = argv[0]
+        try:
+            if "/" not in name:
+                program = self._find(name, environment, directory)
+            try:
+                return _posix_spawn(program, argv, environment, stdout, stderr)
+            except OSError as error:
+                if error.errno != errno.ENOEXEC:
+                    raise
+                bash = self._find("bash", environment, directory)
+                return _posix_spawn(bash, [bash, "--", program, *argv[1:]], environment, stdout, stderr)
+        except OSError as error:
+            raise _failure(error, name, program) from None
+        except ValueError as error:
+            raise SpawnFailed(
+                1, f"{name!r} can't be started: {error} in its arguments or environment."
+            ) from None
+
+    def _find(self, name: str, environment: Mapping[str, str], directory: str) -> str:
+        """Path of a program; remembered (a long PATH costs 30 us a spawn) as long as it can be executed."""
+        key = (name, environment.get("PATH", os.defpath), directory)
+        path = self._found.get(key)
+        if path is None or not os.access(path, os.X_OK):
+            path = self._found[key] = _search(name, key[1])
+        return path
+
+
+def capture_tail(descriptor: int, limit_bytes: int) -> tuple[bytes, int]:
+    """The last bytes of a capture file, at most `limit_bytes`, and its whole size; nothing for -1."""
+    if descriptor < 0:
+        return b"", 0
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, limit_bytes, max(0, size - limit_bytes)), size
+
+
+def last_line(stdout: int, stderr: int) -> str:
+    """The last line that is not blank of stderr, else of stdout (capture files), fit to be shown.
+
+    Bytes that are no UTF-8 become U+FFFD, escape sequences and control characters are left out; at most 200
+    characters. Only the last 8 KiB are looked at. Empty if there is no such line.
+    """
+    for descriptor in (stderr, stdout):
+        tail, _ = capture_tail(descriptor, _LAST_LINE_WINDOW_BYTES)
+        # A progress bar's lines end in \r.
+        for line in reversed(re.split(r"[\r\n]", tail.decode("utf-8", "replace"))):
+            if text := _printable(line):
+                return text[:_LAST_LINE_CHARACTERS]
+    return ""
+
+
+class ChildSignals:
+    """Context manager that makes signals a descriptor to select on: every SIGCHLD wakes it.
+
+    So does any other signal with a Python handler, e.g. the worker's own for SIGTERM. What was there before
+    comes back on exit. Main thread only. A child that ended before it was entered sends no signal: reap once.
+    """
+
+    def __enter__(self) -> ChildSignals:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._old_handler = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        # A full pipe wakes just as well.
+        self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.set_wakeup_fd(self._old_wakeup)
+        # None: a handler that was not installed from Python can't be brought back.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if self._old_handler is None else self._old_handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def fileno(self) -> int:
+        """Readable once a signal came in."""
+        return self._reader
+
+    def drain(self) -> list[int]:
+        """Numbers of the signals since the last call, in order, SIGCHLD included; never waits."""
+        try:
+            return list(os.read(self._reader, 65536))
+        except BlockingIOError:
+            return []
+
+
+def _zombie(kind: int, pid: int) -> int | None:
+    """Pid of a dead child, left as it is, or None."""
+    try:
+        found = os.waitid(kind, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DirectoryMissing(
+            f"the directory {directory!r} can't be entered on this node ({reason}): make or mount it here."
+        ) from None
+
+
+def _open_capture(directory: str, flags: int) -> int:
+    """A new file without a name."""
+    flags |= os.O_RDWR
+    try:
+        try:
+            return os.open(directory, flags | getattr(os, "O_TMPFILE", 0), 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # not every system has it
+                raise
+        path = f"{directory}/{os.urandom(16).hex()}"
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        Path(path).unlink()
+        return descriptor
+    except OSError as error:
+        raise MachineFailed(
+            f"no file for output can be made in {directory!r} ({error.strerror}): "
+            "free space there, or raise the limit of open files (ulimit -n)."
+        ) from None
+
+
+def _posix_spawn(
+    program: str, argv: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
+) -> int:
+    return os.posix_spawn(
+        program,
+        list(argv),
+        environment,
+        file_actions=(
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, stdout, 1),
+            (os.POSIX_SPAWN_DUP2, stderr, 2),
+        ),
+        setpgroup=0,
+        setsigmask=(),
+        setsigdef=_DEFAULT_SIGNALS,
+    )
+
+
+def _search(name: str, search_path: str) -> str:
+    """Path of a program as execvp would find it."""
+    paths = [f"{directory or '.'}/{name}" for directory in search_path.split(":")]
+    for path in paths:
+        if os.access(path, os.X_OK) and _is_file(path):
+            return path
+    if any(map(_is_file, paths)):
+        raise SpawnFailed(126, f"{name!r}: permission denied. Make it executable (chmod +x).")
+    raise SpawnFailed(127, f"{name!r}: command not found. Install it on this node, or mend PATH.")
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(Path(path).stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _failure(error: OSError, name: str, program: str) -> PpssError:
+    """What an exec's errno means, with the exit status that bash gives it."""
+    if error.errno in _MACHINE_ERRORS:
+        return MachineFailed(
+            f"this machine can't start {name!r} ({error.strerror}): use fewer slots, or raise its limits."
+        )
+    if error.errno == errno.E2BIG:
+        return SpawnFailed(1, f"{name!r}: the item is too long for an environment variable or argument.")
+    if error.errno == errno.ENOENT:
+        if _is_file(program):
+            return SpawnFailed(
+                127, f"{name!r}: the interpreter that its first line names is not on this node."
+            )
+        return SpawnFailed(127, f"{name!r}: no such file. Install it on this node, or mend the path.")
+    if error.errno == errno.EACCES and _is_file(program):
+        return SpawnFailed(126, f"{name!r}: permission denied. Make it executable (chmod +x).")
+    return SpawnFailed(126, f"{name!r} can't be executed: {error.strerror}.")
+
+
+def _printable(line: str) -> str:
+    plain = _ESCAPE_SEQUENCE.sub("", line)
+    return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in plain).strip()

@@ -1,0 +1,83 @@
+"""What a worker knows of a run whose items it executes: its command, environment and output directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ppss_queue.command import Command, ItemValues, output_file_of, parse_command
+from ppss_queue.errors import BadInput
+from ppss_queue.model import Item, Lease, RunSpec
+from ppss_worker.staging import Staging
+
+FUNCTION_PREFIX = "python:"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run as this worker executes it."""
+
+    id: str
+    spec: RunSpec
+    command: Command | None
+    """None: a Python function, named in `function`."""
+    function: str | None
+    environment: Mapping[str, str]
+    """What all commands of the run see; `variables` adds what differs per attempt."""
+    staging: Staging | None
+
+    @classmethod
+    def load(cls, run: str, spec: RunSpec, node: str, own_command: str | tuple[str, ...] | None) -> ActiveRun:
+        """Raises BadInput if the command can't be understood or the output directory can't be made."""
+        text = spec.command if spec.command is not None else own_command
+        if text is None:
+            raise BadInput(f"Run {run} has no command, and this worker has none: ppss worker -c COMMAND")
+        function = text.removeprefix(FUNCTION_PREFIX) if is_function(text) else None
+        functions = [
+            name[len("BASH_FUNC_") : -2] for name in spec.environment if name.startswith("BASH_FUNC_")
+        ]
+        command = (
+            None
+            if function
+            else parse_command(text, replacement=spec.replacement, functions=functions)
+        )
+        if spec.output is None and command is not None and command.needs_output:
+            raise BadInput(f"The command of run {run} names an output directory, but the run has none: -o DIR")
+        staging = Staging(spec.output, run) if spec.output is not None else None
+        if staging is not None:
+            staging.prepare()
+        environment = {**os.environ, **spec.environment, "PPSS_RUN": run, "PPSS_NODE": node}
+        return cls(run, spec, command, function, environment, staging)
+
+    def place_of(self, item: Item) -> tuple[str, str]:
+        """(directory below the output directory, base name) of what the item's command writes."""
+        if not self.spec.is_file(item):
+            return "", output_file_of(item.name)
+        directory, _, base = item.name.rpartition("/")
+        return directory, base
+
+    def values(self, lease: Lease, slot: int, output_dir: str) -> ItemValues:
+        """What the command of one attempt may name."""
+        item = lease.item
+        return ItemValues(self.spec.local_path(item), item.seq, slot, output_dir, self.place_of(item)[1])
+
+    def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
+        """The environment of one attempt."""
+        seen = {
+            **self.environment,
+            "ITEM": values.item,
+            "PPSS_ITEM": lease.item.name,
+            "PPSS_ATTEMPT": str(lease.attempts + 1),
+            "PPSS_SLOT": str(values.slot),
+            "PPSS_SEQ": str(values.seq),
+            "OUTPUT_FILE": values.output_file,
+        }
+        if values.output_dir:
+            seen["OUTPUT_DIR"] = values.output_dir
+        return seen
+
+
+def is_function(command: object) -> bool:
+    """Whether a command names a Python function: `python:package.module:function`."""
+    return isinstance(command, str) and command.startswith(FUNCTION_PREFIX)

@@ -1,0 +1,468 @@
+"""The worker: claim -> start -> run -> publish -> ack, on all slots, in one thread that only waits in select.
+
+Leases are renewed by a thread of their own (leases.py); commands are killed by the guardian if this process
+dies (guardian.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import groupby
+from pathlib import Path
+from types import FrameType
+
+from ppss_queue import __version__
+from ppss_queue.connection import Argument, ChangeListener, Connection, Reply
+from ppss_queue.errors import ConnectFailed, PpssError
+from ppss_queue.keys import Keys
+from ppss_queue.model import Lease
+from ppss_queue.scripts import Call
+from ppss_queue.store import CHUNK, Calls, Store, member, read_claim, read_members
+from ppss_worker.attempts import Attempts, Observer
+from ppss_worker.guardian import Guardian
+from ppss_worker.leases import LeaseKeeper
+from ppss_worker.link import Link
+from ppss_worker.outbox import Outbox
+from ppss_worker.process import ChildSignals, Spawner
+from ppss_worker.runs import ActiveRun
+from ppss_worker.slots import SlotNumbers
+
+PREFETCH_MAX = 256
+"""Items held beyond the running ones; measured: more gains nothing (docs/internals.md, Prefetch)."""
+PREFETCH_SECONDS = 0.05
+"""Work held ahead, on top of four round trips of it: a stall of the server of this length costs nothing."""
+LOOK_AGAIN_SECONDS = 10.0
+"""An idle worker looks this often without being woken: a lease taken after its last look may have expired."""
+TIDY_SECONDS = 60.0
+RECONNECT_SECONDS = (0.05, 2.0)
+GIVE_UP_SECONDS = 10.0
+"""How long a worker that was told to stop waits for a lost Redis, to tell it what it did."""
+
+
+class Stop(IntEnum):
+    """How urgently a worker is to end."""
+
+    NO = 0
+    DRAIN = 1
+    """Finish what runs."""
+    NOW = 2
+    """Ask what runs to end, and hand it back."""
+    AT_ONCE = 3
+    """Kill what runs, and hand it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is told."""
+
+    slots: int
+    node: str
+    state_directory: Path
+    """Of this user on this machine: slot numbers and logs are kept there."""
+    burst: bool = False
+    """End when no item is left in any run that it serves."""
+    runs: tuple[str, ...] = ()
+    """Serve only these; none: all."""
+    command: str | tuple[str, ...] | None = None
+    """For runs that have none."""
+    start_delay_seconds: float = 0.0
+
+
+class Worker:
+    """One worker process. `work` may be called once, in the main thread."""
+
+    def __init__(self, connection: Connection, keys: Keys, settings: Settings, observer: Observer) -> None:
+        """`connection` becomes the worker's own."""
+        self.name = f"{settings.node}.{os.getpid()}-{secrets.token_hex(2)}"
+        self._settings = settings
+        self._observer = observer
+        self._keys = keys
+        self._connection = connection
+        self._calls = Calls(keys, self.name, secrets.token_hex(4))
+        self._link = Link(connection)
+        self._listener = ChangeListener(connection.clone(name="ppss-wake"), self._watched())
+        self._store = Store(connection.clone(name="ppss-runs"), keys)
+        self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
+        self._outbox = Outbox(self._link, self._calls, self._lose)
+        self._runs: dict[str, ActiveRun] = {}
+        self._ready: deque[Lease] = deque()
+        self._free: list[int] = []
+        self._stop = Stop.NO
+        self._failure: PpssError | None = None
+        self._claiming = False
+        self._short = False
+        """The last claim gave less than was wanted: claim again only for a free slot."""
+        self._dry = False
+        """The last claim did not even fill the free slots: wait until told that something changed."""
+        self._listening = False
+        self._woken = False
+        self._look_at = 0.0
+        self._tidy_at = 0.0
+        self._open_runs = 1
+        self._round_trip_seconds = 0.0
+        self._reconnect_at: float | None = None
+        self._reconnect_delay = 0.0
+        self._lost_since = 0.0
+
+    # What it is asked from outside
+
+    def stop(self, how: Stop) -> None:
+        """Ends the work; a less urgent wish than the one before changes nothing."""
+        if how > self._stop:
+            self._stop = how
+            self._outbox.release(list(self._ready))
+            self._forget(self._ready)
+            self._ready.clear()
+            if how >= Stop.NOW:
+                self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
+
+    def query(self, call: Call, on_reply: Callable[[Reply], None]) -> None:
+        """Asks Redis something beside the work, for a display; may go unanswered if the connection is lost."""
+        self._link.send(call, on_reply, repeat=False)
+
+    @property
+    def stopping(self) -> Stop:
+        return self._stop
+
+    @property
+    def running(self) -> int:
+        return len(self._attempts)
+
+    # The loop
+
+    def work(self, tick: Callable[[], float] | None = None) -> None:
+        """Works until stopped, or until nothing is left (`burst`). All leases are done or handed back then.
+
+        SIGTERM drains, a second one stops now; SIGINT and SIGHUP stop now, a second one at once.
+        `tick` is called in each turn and returns the seconds until it wants to be called again.
+        Raises what made it stop: MachineFailed, DirectoryMissing, BadInput (a run that can't be run here),
+        ConnectFailed.
+        """
+        with ExitStack() as stack:
+            guardian = Guardian.start()
+            stack.callback(guardian.close)
+            slots = SlotNumbers(self._settings.state_directory / "slots")
+            stack.callback(slots.close)
+            self._free = slots.take(self._settings.slots)
+            captures = self._settings.state_directory / "captures"
+            captures.mkdir(parents=True, exist_ok=True)
+            spawner = Spawner(guardian, captures)
+            self._attempts = Attempts(
+                spawner, self._link, self._calls, self._outbox, self._observer, self._settings.node
+            )
+            signals = stack.enter_context(ChildSignals())
+            self._catch_signals(stack)
+            stack.callback(self._keeper.stop)
+            self._keeper.start()
+            selector = stack.enter_context(selectors.DefaultSelector())
+            for source in (signals, self._keeper, self._link, self._listener):
+                selector.register(source.fileno(), selectors.EVENT_READ)
+            self._look_at = time.monotonic() + self._settings.start_delay_seconds
+            self._dry = self._settings.start_delay_seconds > 0
+            self._listening = self._dry
+            while not self._finished():
+                self._turn(selector, signals, spawner, tick)
+            self._leave()
+        if self._failure is not None:
+            raise self._failure
+
+    def _turn(
+        self,
+        selector: selectors.BaseSelector,
+        signals: ChildSignals,
+        spawner: Spawner,
+        tick: Callable[[], float] | None,
+    ) -> None:
+        now = time.monotonic()
+        waits = [LOOK_AGAIN_SECONDS, tick() if tick else LOOK_AGAIN_SECONDS]
+        timeout_at = self._attempts.check_timeouts(now)
+        if timeout_at is not None:
+            waits.append(timeout_at - now)
+        try:
+            if self._reconnect_at is not None:
+                self._reconnect(selector, now)
+            if self._reconnect_at is None:
+                self._begin_ready()
+                waits.append(self._claim_if_wanted(now))
+                waits.append(self._send_outcomes())
+                self._link.flush()
+            else:
+                waits.append(self._reconnect_at - now)
+            selector.select(max(0.0, min(waits)))
+            for number in signals.drain():
+                self._on_signal(number)
+            for exited in spawner.reap():
+                slot = self._attempts.ended(exited)
+                if slot is not None:
+                    heapq.heappush(self._free, slot)
+            self._hear_news()
+            if self._reconnect_at is None:
+                self._link.receive()
+                self._hear_changes()
+        except ConnectFailed as error:
+            self._disconnected(error)
+        except PpssError as error:
+            self._fail(error)
+
+    def _finished(self) -> bool:
+        if self._reconnect_at is not None:
+            gave_up = self._stop and time.monotonic() > self._lost_since + GIVE_UP_SECONDS
+            return bool(gave_up) and not len(self._attempts)
+        if self._claiming or len(self._attempts) or self._ready or self._outbox.due_seconds is not None:
+            return False
+        if self._stop:
+            return self._link.idle
+        return self._settings.burst and self._dry and not self._open_runs and self._link.idle
+
+    def _leave(self) -> None:
+        with suppress(PpssError):
+            self._outbox.send()
+            self._link.send(self._calls.retire(self._runs), lambda reply: None)
+            self._link.finish()
+        for connection in (self._listener, self._store.connection, self._connection):
+            connection.close()
+
+    # Claiming
+
+    def _claim_if_wanted(self, now: float) -> float:
+        """Sends a claim if there is reason to; returns the seconds until there may be one."""
+        if now >= self._tidy_at:
+            self._tidy_at = now + TIDY_SECONDS
+            self._tidy()
+        idle = len(self._free) - len(self._ready)
+        prefetch = self._prefetch()
+        want = idle + prefetch
+        if self._stop or self._claiming or want <= 0:
+            return LOOK_AGAIN_SECONDS
+        if idle <= 0 and (self._short or len(self._ready) > prefetch // 2):
+            return LOOK_AGAIN_SECONDS
+        if self._dry:
+            if not self._listening:
+                self._listener.on()
+                self._listening = True
+            elif not self._woken and now < self._look_at:
+                return self._look_at - now
+        self._woken = False
+        self._claiming = True
+        call = self._calls.claim(
+            want, max(idle, 0), has_command=self._settings.command is not None, runs=self._settings.runs
+        )
+        self._link.send(call, lambda reply: self._claimed(reply, want, max(idle, 0), now), repeat=False)
+        return LOOK_AGAIN_SECONDS
+
+    def _prefetch(self) -> int:
+        """Items to hold beyond those that can start: enough to bridge round trips, none of long items."""
+        each = self._attempts.seconds_each
+        if not each:
+            return 0
+        ahead_seconds = 4 * self._round_trip_seconds + PREFETCH_SECONDS
+        return min(PREFETCH_MAX, int(self._settings.slots * ahead_seconds / each))
+
+    def _claimed(self, reply: Reply, want: int, idle: int, sent_at: float) -> None:
+        self._claiming = False
+        if reply is None:  # the connection was lost; what was leased comes back by itself
+            return
+        now = time.monotonic()
+        trip = now - sent_at
+        self._round_trip_seconds = min(trip, self._round_trip_seconds * 0.9 + trip * 0.1 or trip)
+        claimed = read_claim(reply)
+        self._short = len(claimed.leases) < want
+        self._dry = len(claimed.leases) < idle or (self._short and not idle and not claimed.leases)
+        self._open_runs = -1 if claimed.suspended else claimed.open_runs
+        wake = LOOK_AGAIN_SECONDS if claimed.wake_seconds is None else claimed.wake_seconds + 0.001
+        self._look_at = now + min(wake, LOOK_AGAIN_SECONDS)
+        if claimed.newer_run and claimed.newer_run not in self._runs:
+            self._observer.warn(
+                f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
+            )
+        if claimed.leases and self._listening:
+            self._listener.off()
+            self._listening = False
+        for run, group in groupby(claimed.leases, lambda lease: lease.run):
+            self._take(run, list(group), claimed.visibility_seconds[run])
+
+    def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
+        """Keeps what was claimed, or hands it back when it can't be run here."""
+        try:
+            if self._stop:
+                self._outbox.release(leases)
+                return
+            if run not in self._runs:
+                spec = self._store.spec(run)
+                self._runs[run] = ActiveRun.load(run, spec, self._settings.node, self._settings.command)
+        except PpssError as error:
+            self._outbox.release(leases)
+            self._fail(error)
+        else:
+            self._keeper.hold(run, {member(lease) for lease in leases}, visibility_seconds)
+            self._ready.extend(leases)
+
+    # Running
+
+    def _begin_ready(self) -> None:
+        """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
+        while self._free and self._ready:
+            batch = [
+                (self._ready.popleft(), heapq.heappop(self._free))
+                for _ in range(min(len(self._free), len(self._ready)))
+            ]
+            for run, starts in groupby(batch, lambda start: start[0].run):
+                self._link.send(self._calls.start(run, starts), self._started)
+            try:
+                self._link.flush()
+                while batch:
+                    lease, slot = batch[0]
+                    if not self._attempts.begin(lease, self._runs[lease.run], slot):
+                        heapq.heappush(self._free, slot)
+                        self._forget([lease])
+                    del batch[0]
+            except PpssError:
+                self._outbox.release([lease for lease, _ in batch])
+                self._forget(lease for lease, _ in batch)
+                for _, slot in batch:
+                    heapq.heappush(self._free, slot)
+                raise
+
+    def _started(self, reply: Reply) -> None:
+        lost = read_members(reply)
+        if lost:
+            self._lose(lost)
+
+    def _send_outcomes(self) -> float:
+        due = self._outbox.due_seconds
+        if due is None:
+            return LOOK_AGAIN_SECONDS
+        if due and len(self._attempts) and not self._claiming:
+            return due
+        self._outbox.send()
+        return LOOK_AGAIN_SECONDS
+
+    def _lose(self, lost: Sequence[str]) -> None:
+        gone = set(lost)
+        self._ready = deque(lease for lease in self._ready if member(lease) not in gone)
+        self._attempts.lose(lost)
+        for name in lost:
+            self._keeper.drop(name.split("-", 1)[0], name)
+
+    def _forget(self, leases: Sequence[Lease] | deque[Lease]) -> None:
+        for lease in leases:
+            self._keeper.drop(lease.run, member(lease))
+
+    # What comes in
+
+    def _hear_news(self) -> None:
+        for news in self._keeper.news():
+            if news.lost:
+                self._lose(news.lost)
+            if news.state == "paused":
+                held = [lease for lease in self._ready if lease.run == news.run]
+                if held:
+                    self._ready = deque(lease for lease in self._ready if lease.run != news.run)
+                    self._outbox.release(held)
+                    self._forget(held)
+                if news.reason.startswith("halted now"):
+                    self._attempts.stop_all(run=news.run)
+            self._woken = True
+
+    def _hear_changes(self) -> None:
+        if not self._listening:
+            return
+        changes = self._listener.changes()
+        if changes:
+            self._woken = True
+            if self._keys.wake.encode() not in changes:
+                self._tidy()  # somebody else's doing, a dashboard's perhaps: a run may have to be opened again
+
+    def _on_signal(self, number: int) -> None:
+        if number == signal.SIGTERM:
+            self.stop(Stop.DRAIN if self._stop < Stop.DRAIN else Stop.NOW)
+        elif number in (signal.SIGINT, signal.SIGHUP):
+            self.stop(Stop.NOW if self._stop < Stop.NOW else Stop.AT_ONCE)
+
+    def _catch_signals(self, stack: ExitStack) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
+            """The number arrives through the wakeup descriptor."""
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, handle))
+
+    # Failures
+
+    def _fail(self, error: PpssError) -> None:
+        """Something that no further item would survive: hand all back, then raise it."""
+        if self._failure is None:
+            self._failure = error
+        self.stop(Stop.NOW)
+
+    def _disconnected(self, error: ConnectFailed) -> None:
+        if self._reconnect_at is None:
+            self._observer.warn(f"{error} What runs goes on; trying again.")
+            self._lost_since = time.monotonic()
+            self._reconnect_delay = RECONNECT_SECONDS[0]
+        else:
+            self._reconnect_delay = min(self._reconnect_delay * 2, RECONNECT_SECONDS[1])
+        self._reconnect_at = time.monotonic() + self._reconnect_delay
+        if self._stop and time.monotonic() > self._lost_since + GIVE_UP_SECONDS and self._failure is None:
+            self._failure = error
+
+    def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
+        assert self._reconnect_at is not None
+        if now < self._reconnect_at:
+            return
+        for source in (self._link, self._listener):
+            with suppress(KeyError, ValueError):
+                selector.unregister(source.fileno())
+        self._link.reopen()
+        self._listener.reopen()
+        self._store.connection.reopen()
+        self._listening = False
+        for source in (self._link, self._listener):
+            selector.register(source.fileno(), selectors.EVENT_READ)
+        self._reconnect_at = None
+        self._dry = self._short = False
+
+    # Small things
+
+    def _tidy(self) -> None:
+        def purge(run: str, reply: Reply) -> None:
+            if isinstance(reply, int) and reply > 0:
+                self._link.send(Call(self._keys, "purge", (run, CHUNK)), lambda left: purge(run, left))
+
+        def tidied(reply: Reply) -> None:
+            for run in read_members(reply) if reply else ():
+                purge(run, 1)
+
+        self._link.send(Call(self._keys, "tidy"), tidied, repeat=False)
+
+    def _watched(self) -> list[str]:
+        """Prefixes of keys that others change when there may be something to claim."""
+        runs = self._settings.runs or ("",)
+        return [
+            self._keys.wake,
+            self._keys.suspended,
+            *(self._keys.queue(run) for run in runs),
+            *(self._keys.registry("scheduled", run) for run in runs),
+        ]
+
+    def _facts(self) -> Mapping[str, Argument]:
+        return {
+            "hostname": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+            "python_version": sys.version.split()[0],
+            "queues": ",".join(sorted(self._runs) or self._settings.runs),
+            "node": self._settings.node,
+            "slots": self._settings.slots,
+        }
