@@ -48,9 +48,10 @@ class Address:
         credentials, _, location = url.netloc.rpartition("@")
         username, _, password = (_decoded(part) for part in credentials.partition(":"))
         if url.scheme == "unix":
-            if location or len(url.path) < 2:
+            path = _decoded(url.path)
+            if location or len(path) < 2 or "\0" in path:
                 raise _refused(text, "a socket is named by its absolute path, as in unix:///run/redis.sock")
-            return cls("unix", (), _decoded(url.path), "", username, password, _database(text, url, ""))
+            return cls("unix", (), path, "", username, password, _database(text, url, ""))
         hosts = tuple(_host(text, part, _DEFAULT_PORTS[url.scheme]) for part in location.split(","))
         service, database = "", url.path.removeprefix("/")
         if url.scheme == "redis+sentinel":
@@ -63,14 +64,15 @@ class Address:
         return cls(url.scheme, hosts, "", _decoded(service), username, password, db)
 
     def display(self) -> str:
-        """The address for messages: a password is shown as `***`."""
-        credentials = quote(self.username) + (":***" if self.password else "")
+        """The address for messages: `parse` understands it again, but for the password, shown as `***`."""
+        credentials = quote(self.username, "", errors="surrogateescape") + (":***" if self.password else "")
         at = f"{credentials}@" if credentials else ""
         if self.scheme == "unix":
             slashes = f"//{at}" if at else ""
-            return f"unix:{slashes}{self.path}" + (f"?db={self.db}" if self.db else "")
+            path = quote(self.path, errors="surrogateescape")
+            return f"unix:{slashes}{path}" + (f"?db={self.db}" if self.db else "")
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
-        service = f"/{self.service}" if self.service else ""
+        service = f"/{quote(self.service, '', errors='surrogateescape')}" if self.service else ""
         return f"{self.scheme}://{at}{hosts}{service}" + (f"/{self.db}" if self.db else "")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +124,10 @@ def _parse_words(source: tuple[str, ...], strings: ReplacementStrings) -> Comman
 
 
 def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[str]) -> Command:
-    text = ShellText(source, strings)
+    try:
+        text = ShellText(source, strings)
+    except RecursionError:
+        raise BadInput("the command is nested too deeply: put it into a script of its own") from None
     if not text.commands and not text.script.strip():
         raise BadInput("the command is empty: give one to run for each item")
     if not text.names_item:
@@ -134,9 +136,9 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
         _refuse_program_text(words, strings.item)
     needs_output = not text.used.isdisjoint(OUTPUTS) or bool(_NAMED_OUTPUT_DIR.search(text.live_text))
     program = _program_of(text.first_word, functions)
-    words = text.only_command
-    if words and program and not any(word.opaque for word in words):
-        direct = tuple(_template(word.parts) for word in words)
+    only = text.only_command
+    if only and program and not any(word.opaque for word in only):
+        direct = tuple(_template(word.parts) for word in only)
         return Command(source, needs_output, program, words=direct)
     meanings = (strings.meanings[name] for name in sorted(text.used))
     variables = tuple((meaning.variable, meaning.value) for meaning in meanings if meaning.variable)
@@ -235,7 +237,7 @@ def check_program(command: Command, path: str, directory: str) -> None:
     if name is None:
         return
     folders = [""] if "/" in name else path.split(":")
-    found = [place for folder in folders if (place := Path(directory, folder, name)).is_file()]
+    found = [Path(directory, folder, name) for folder in folders if _is_file(Path(directory, folder, name))]
     if any(os.access(place, os.X_OK) for place in found):
         return
     if found:
@@ -251,6 +253,11 @@ def check_program(command: Command, path: str, directory: str) -> None:
     )
 
 
+def _is_file(place: Path) -> bool:
+    # A folder on PATH that is closed to this user must not end in a PermissionError of is_file.
+    return os.access(place, os.F_OK) and place.is_file()
+
+
 def check_syntax(command: Command) -> None:
     """Let bash read the command without running it. Raises BadInput with what bash says about it.
 
@@ -258,6 +265,8 @@ def check_syntax(command: Command) -> None:
     """
     if not command.shell:
         return
+    import subprocess  # takes longer to load than all of this module, and most verbs never check a command
+
     # -n does not run the `shopt -s extglob` that a text may begin with, so allow for its patterns.
     options = ["-O", "extglob"] if "extglob" in command.script else []
     try:

@@ -1,27 +1,24 @@
 """Connections to Redis, and the only module that imports redis-py.
 
-redis-py does the socket, TLS, the login and the parsing of replies; its client and pool are not used, because a
-call through them costs several times the call itself. It is imported when the first connection is opened: it
-takes 130 ms, two thirds of them for its asyncio half, which its own modules import from each other.
+redis-py does the socket, TLS, the login and the parsing of replies; its client and pool are not used, because
+a call through them costs several times what the call itself does. It is imported when the first connection
+opens: that takes 130 ms, much of it for asyncio, which nearly every module of redis-py imports.
 """
 
 from __future__ import annotations
 
-import re
 import select
 import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, cast
 
 from ppss_queue.address import Address
 from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.failures import NoScript, connection_failure, reply_failure
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from ppss_queue.server_info import ServerInfo
 
 __all__ = [
     "Address",
@@ -64,19 +61,18 @@ class _Link(Protocol):
 class Connection:
     """One connection to one Redis server, used by one thread at a time.
 
-    Replies come in the order of their commands. A command is never sent twice: where the connection is lost, or
-    interrupted (Ctrl-C), what was in flight may or may not have happened, its replies are forgotten, and the next
-    command opens a new connection.
+    Replies come in the order of their commands, and no command is ever sent twice. Where the connection is
+    lost, or a call is interrupted (Ctrl-C), what was in flight may or may not have happened, replies still
+    owed are forgotten, and every call raises ConnectFailed until `reopen`.
     """
 
     def __init__(self, address: Address, *, name: str = "ppss") -> None:
-        """Opens nothing yet; `name` is shown by CLIENT LIST and holds no blanks."""
+        """Not open yet. `name` is what CLIENT LIST shows, without blanks."""
         self.address = address
         self.server: ServerInfo | None = None
-        """What `check_server` found out."""
+        """Set by `check_server`."""
         self._name = name
         self._link: _Link | None = None
-        self._closed = False
         self._in_flight = 0
         self._replies: deque[Reply | PpssError] = deque()
 
@@ -98,28 +94,27 @@ class Connection:
 
     def reopen(self) -> None:
         """Replace the socket by a new one (sentinels are asked again); raises like `open`."""
-        self._drop()
-        if self._closed:
-            raise ConnectFailed(f"the connection to {self.address.display()} is closed.")
+        self.close()
         self._link = _connect(self.address, self._name)
 
     def close(self) -> None:
-        """End the connection for good; replies still owed are forgotten."""
-        self._drop()
-        self._closed = True
+        """End the connection and forget replies: nothing read later can answer an earlier command."""
+        link, self._link = self._link, None
+        self._in_flight = 0
+        self._replies.clear()
+        if link is not None:
+            link.disconnect()
 
     def __enter__(self) -> Connection:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def execute(self, *command: Argument) -> Reply:
         """Send one command and return its reply.
 
-        Raises the mapped error of an error reply, ConnectFailed if the connection is lost.
+        Raises the error that an error reply stands for, ConnectFailed if the connection is lost.
         """
         (reply,) = self.execute_many((command,))
         if isinstance(reply, PpssError):
@@ -127,38 +122,33 @@ class Connection:
         return reply
 
     def execute_many(self, commands: Sequence[Sequence[Argument]]) -> list[Reply | PpssError]:
-        """Send commands in one go and return their replies; an error reply is an exception in its place.
+        """Send commands, any number, and return their replies; an error reply is an exception in its place.
 
-        They are not a transaction. Any number is safe, see `send`. Raises ConnectFailed if the connection is lost.
+        They are no transaction. Raises ConnectFailed if the connection is lost.
         """
+        packed = [_packed(command) for command in commands]
         try:
-            self.send(commands)
+            self._send(packed)
             while self._in_flight:
                 self._take()
             replies = [self._replies.pop() for _ in commands]
         except BaseException:
-            self._drop()
+            self.close()
             raise
         replies.reverse()
         return replies
 
     def send(self, commands: Sequence[Sequence[Argument]]) -> None:
-        """Write commands whose replies `receive` returns later; raises ConnectFailed if the connection is lost.
+        """Write commands whose replies `receive` returns later; raises ConnectFailed.
 
-        At most 1,000 commands stay unanswered: replies of earlier ones are read into memory while later ones are
-        written, so neither side ever waits for the other with full buffers.
+        Any number is safe: at most 1,000 stay unanswered, and the replies of earlier ones are read into
+        memory while later ones are written, so that neither side waits for ever for the other to read.
         """
         packed = [_packed(command) for command in commands]
-        if self._link is None:
-            self.reopen()
         try:
-            for piece in _pieces(packed):
-                self._write(b"".join(piece))
-                self._in_flight += len(piece)
-                while self._in_flight > _UNANSWERED:
-                    self._take()
+            self._send(packed)
         except BaseException:
-            self._drop()
+            self.close()
             raise
 
     def receive(self, count: int) -> list[Reply | PpssError]:
@@ -166,16 +156,12 @@ class Connection:
 
         Raises ConnectFailed if the connection is, or was, lost before they came.
         """
-        if count > self.pending:
-            raise ConnectFailed(
-                f"the connection to {self.address.display()} was lost before its replies came."
-            )
         try:
             while len(self._replies) < count:
                 self._take()
             return [self._replies.popleft() for _ in range(count)]
         except BaseException:
-            self._drop()
+            self.close()
             raise
 
     @property
@@ -188,50 +174,57 @@ class Connection:
         return self._live()._sock.fileno()
 
     def readable(self) -> bool:
-        """Whether a reply has arrived, at least in part; never waits. Raises ConnectFailed if the connection is gone."""
+        """Whether a reply has arrived, at least in part; never waits. Raises ConnectFailed."""
         if self._replies:
             return True
         link = self._live()
         try:
             arrived = link.can_read(0)
-            # redis-py goes back to the timeout of the login, not to the one in force.
+            # redis-py goes back to the time-out of the login, not to the one in force.
             link._sock.settimeout(None)
         except Exception as error:
-            self._failed(error)
-            raise
+            raise self._lost(error) from None
         except BaseException:
-            self._drop()
+            self.close()
             raise
         return arrived
 
     def _live(self) -> _Link:
         if self._link is None:
-            raise ConnectFailed(f"the connection to {self.address.display()} was lost.")
+            raise ConnectFailed(f"there is no connection to {self.address.display()} any more.")
         return self._link
 
-    def _drop(self) -> None:
-        """Forget socket and replies: nothing read later can be the reply to an earlier command."""
-        link, self._link = self._link, None
-        self._in_flight = 0
-        self._replies.clear()
-        if link is not None:
-            link.disconnect()
+    def _send(self, packed: Sequence[bytes]) -> None:
+        for piece in _pieces(packed):
+            self._write(b"".join(piece))
+            self._in_flight += len(piece)
+            while self._in_flight > _UNANSWERED:
+                self._take()
 
     def _take(self) -> None:
-        """Wait for one reply of a sent command."""
+        """Wait for the reply of a command that `send` wrote."""
+        if not self._in_flight:
+            raise ConnectFailed(
+                f"the connection to {self.address.display()} was lost before its replies came."
+            )
         reply = self._read()
         self._in_flight -= 1
         self._replies.append(reply)
 
     def _read(self) -> Reply | PpssError:
         """Wait for one reply, counted or not."""
+        link = self._live()
         try:
-            return self._live().read_response()
+            return link.read_response()
         except Exception as error:
-            return self._failed(error)
+            from redis.exceptions import ResponseError
+
+            if isinstance(error, ResponseError):
+                return reply_failure(error, self.address, self.server.maxmemory_bytes if self.server else 0)
+            raise self._lost(error) from None
 
     def _write(self, data: bytes) -> None:
-        """Write whole commands; a peer that stops reading because its replies are not read gets them read."""
+        """Write whole commands; while the peer does not read, read the replies that it may be stuck with."""
         link = self._live()
         for start in range(0, len(data), _PIECE_BYTES):
             while self._in_flight and not _writable(link):
@@ -239,19 +232,16 @@ class Connection:
             try:
                 link.send_packed_command((data[start : start + _PIECE_BYTES],), check_health=False)
             except Exception as error:
-                self._failed(error)
-                raise
+                raise self._lost(error) from None
 
-    def _failed(self, error: Exception) -> PpssError:
-        """Return our error for an error reply; raise it, and drop the connection, for anything worse."""
-        from redis.exceptions import RedisError, ResponseError
+    def _lost(self, error: Exception) -> Exception:
+        """End the connection; return the error to raise."""
+        from redis.exceptions import RedisError
 
-        if isinstance(error, ResponseError):
-            return reply_failure(error, self.address, self.server.maxmemory_bytes if self.server else 0)
-        self._drop()
-        if isinstance(error, RedisError):
-            raise connection_failure(error, self.address, opened=True) from None
-        raise error
+        self.close()
+        return (
+            connection_failure(error, self.address, opened=True) if isinstance(error, RedisError) else error
+        )
 
 
 def _packed(command: Sequence[Argument]) -> bytes:
@@ -316,8 +306,9 @@ def _connect(address: Address, name: str) -> _Link:
 
 def _new_link(address: Address, name: str) -> _Link:
     """A redis-py connection for an address, not yet connected."""
-    from redis import connection as driver
+    from redis import connection
 
+    driver: Any = connection
     options: dict[str, Any] = {
         "db": address.db,
         "username": address.username or None,
@@ -343,7 +334,7 @@ def _keepalive() -> dict[int, int]:
 
 
 def _master(address: Address, name: str) -> Address:
-    """Ask the sentinels one after the other for the master's address; raises ConnectFailed if none knows it."""
+    """The master's address, from the first sentinel that knows it; raises ConnectFailed if none does."""
     failures = []
     for sentinel in address.hosts:
         asked = Address("redis", (sentinel,))
@@ -360,41 +351,6 @@ def _master(address: Address, name: str) -> Address:
     raise ConnectFailed(f"no sentinel of {address.display()} names a master: {failures[-1]}")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What matters to PPSS about a server."""
-
-    software: str
-    """Redis or Valkey."""
-    version: tuple[int, ...]
-    maxmemory_bytes: int
-    """0 if unlimited."""
-    maxmemory_policy: str
-    aof: bool
-    rdb: bool
-    """Snapshots are configured; taken as true where this user may not read the configuration."""
-    cluster: bool
-    read_only_replica: bool
-
-    @classmethod
-    def parse(cls, info: bytes, save: str | None) -> ServerInfo:
-        """Read the reply of INFO, and the setting `save` (None if it could not be read)."""
-        facts = dict(line.split(":", 1) for line in info.decode(errors="replace").splitlines() if ":" in line)
-        # Valkey says redis_version:7.2.4 for the sake of old clients.
-        valkey = facts.get("valkey_version")
-        version = valkey or facts.get("redis_version", "")
-        return cls(
-            software="Valkey" if valkey else "Redis",
-            version=tuple(int(part) for part in re.findall(r"\d+", version)),
-            maxmemory_bytes=int(facts.get("maxmemory", 0)),
-            maxmemory_policy=facts.get("maxmemory_policy", "noeviction"),
-            aof=facts.get("aof_enabled") == "1",
-            rdb=save != "",
-            cluster=facts.get("cluster_enabled") == "1",
-            read_only_replica=facts.get("role") == "slave" and facts.get("slave_read_only") == "1",
-        )
-
-
 def check_server(connection: Connection) -> list[str]:
     """Look whether PPSS can work on this server, in one round trip; return warnings, one line each.
 
@@ -406,104 +362,91 @@ def check_server(connection: Connection) -> list[str]:
         raise info
     # ACLs and hosting services often forbid CONFIG.
     save = setting[1] if isinstance(setting, list) and len(setting) == 2 else None
-    server = ServerInfo.parse(cast("bytes", info), save.decode() if isinstance(save, bytes) else None)
-    connection.server = server
-    return _warnings(server, connection.address.display())
-
-
-def _warnings(server: ServerInfo, where: str) -> list[str]:
-    """What `check_server` returns or raises."""
-    if server.version < (6, 2):
-        version = ".".join(map(str, server.version))
-        raise BadInput(
-            f"{server.software} at {where} is version {version}. PPSS needs Redis 6.2 or newer, or Valkey."
-        )
-    if server.cluster:
-        raise BadInput(
-            f"{server.software} at {where} is a cluster. PPSS needs a single server, with or without replicas."
-        )
-    if server.read_only_replica:
-        raise ServiceFailed(
-            f"{server.software} at {where} is a read-only replica. Give --url the address of the master."
-        )
-    warnings = []
-    if server.maxmemory_policy != "noeviction":
-        warnings.append(
-            f"{server.software} at {where} may evict items (maxmemory-policy {server.maxmemory_policy}): "
-            "set maxmemory-policy noeviction."
-        )
-    if not server.aof and not server.rdb:
-        warnings.append(
-            f"{server.software} at {where} keeps nothing on disk, so its end loses every item: set appendonly yes."
-        )
-    return warnings
+    connection.server = ServerInfo.parse(cast("bytes", info), cast("bytes | None", save))
+    return connection.server.warnings(connection.address.display())
 
 
 class ChangeListener:
     """Tells which keys any client changed (scripts and dashboards too), so that an idle worker need not poll.
 
-    It needs a connection of its own, and no prefix may begin with another one. Each change costs the server a
-    message per listener: switch it on only while idle, before the last look for work.
+    Each change costs the server a message per listener: switch it on only while idle, before the last look
+    for work. After ConnectFailed, `reopen` and `on` make it work again.
     """
 
-    _CHANNEL = b"__redis__:invalidate"
     FLUSHED = b"*"
     """Stands for every key, after FLUSHALL or FLUSHDB."""
 
+    _CHANNEL = b"__redis__:invalidate"
+
     def __init__(self, connection: Connection, prefixes: Sequence[str]) -> None:
-        """`connection` is a clone that nobody else uses; nothing is sent before `on`."""
+        """`connection` is used by nobody else; no prefix begins with another one. Off at first."""
         self._connection = connection
         self._prefixes = tuple(prefixes)
-        self._link: _Link | None = None
+        self._on = False
 
     def on(self) -> None:
-        """Start listening: every change after the return is seen. Raises ConnectFailed, or ServiceFailed if an ACL forbids it."""
-        connection = self._connection
-        if self._link is not None and self._link is connection._link:
+        """Start listening: every change after the return is seen.
+
+        Raises ConnectFailed if the connection is gone, ServiceFailed if an ACL forbids it; then it is closed.
+        """
+        if self._on:
             return
-        # RESP2 has no pushes, so the tracking is redirected to a channel that this very connection subscribes to.
-        tracking: list[Argument] = [
-            "CLIENT",
-            "TRACKING",
-            "ON",
-            "BCAST",
-            "REDIRECT",
-            cast("int", connection.execute("CLIENT", "ID")),
-        ]
-        for prefix in self._prefixes:
-            tracking += ["PREFIX", prefix]
-        for reply in connection.execute_many((tracking, ("SUBSCRIBE", self._CHANNEL))):
-            if isinstance(reply, PpssError):
-                connection._drop()
-                raise reply
-        self._link = connection._link
+        prefixes: list[Argument] = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
+        try:
+            # RESP2 has no pushes: the tracking goes to a channel that this connection itself subscribes to.
+            this = cast("int", self._connection.execute("CLIENT", "ID"))
+            tracking: list[Argument] = ["CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", this, *prefixes]
+            for reply in self._connection.execute_many((tracking, ("SUBSCRIBE", self._CHANNEL))):
+                if isinstance(reply, PpssError):
+                    raise reply
+            self._on = True
+        except BaseException:
+            self.close()  # it may be half on
+            raise
 
     def off(self) -> None:
-        """Stop listening and forget what was not asked for; raises ConnectFailed if the connection is gone."""
-        if self._link is None:
+        """Stop listening and forget the changes not yet asked for; raises ConnectFailed."""
+        if not self._on:
             return
-        self._link = None
-        self._connection._write(
-            _packed(("UNSUBSCRIBE", self._CHANNEL)) + _packed(("CLIENT", "TRACKING", "OFF"))
-        )
-        while isinstance(self._connection._read(), list):
-            pass
-
-    def fileno(self) -> int:
-        """For select; readable when `changes` has something to say. Raises ConnectFailed if it is gone."""
-        return self._connection.fileno()
+        self._on = False
+        connection = self._connection
+        try:
+            connection._write(
+                _packed(("UNSUBSCRIBE", self._CHANNEL)) + _packed(("CLIENT", "TRACKING", "OFF"))
+            )
+            while isinstance(connection._read(), list):
+                pass
+        except BaseException:
+            self.close()
+            raise
 
     def changes(self) -> set[bytes]:
-        """The keys changed since the last call, without waiting; `{FLUSHED}` for all of them; empty while off.
+        """The keys changed since the last call, `FLUSHED` for all of them; never waits. Empty while off.
 
-        Raises ConnectFailed if the connection is gone; `on` opens a new one.
+        Raises ConnectFailed if the connection is gone: changes may have been missed.
         """
         changed: set[bytes] = set()
-        if self._link is None:
-            return changed
-        while self._connection.readable():
-            message = self._connection._read()
-            if isinstance(message, list) and message[0] == b"message":
-                keys = cast("list[bytes] | None", message[2])
-                changed.update([self.FLUSHED] if keys is None else keys)
+        try:
+            while self._on and self._connection.readable():
+                message = self._connection._read()
+                if isinstance(message, list) and message[0] == b"message":
+                    keys = cast("list[bytes] | None", message[2])
+                    changed.update([self.FLUSHED] if keys is None else keys)
+        except BaseException:
+            self.close()
+            raise
         return changed
+
+    def fileno(self) -> int:
+        """The socket, for select: readable when `changes` has something to tell. Raises ConnectFailed."""
+        return self._connection.fileno()
+
+    def reopen(self) -> None:
+        """A new connection, off; raises like `Connection.open`."""
+        self._on = False
+        self._connection.reopen()
+
+    def close(self) -> None:
+        """End the connection."""
+        self._on = False
+        self._connection.close()

@@ -38,12 +38,13 @@ class NoScript(ServiceFailed):
 
 
 def reply_failure(error: Exception, address: Address, maxmemory_bytes: int = 0) -> PpssError:
-    """The error for an error reply; `maxmemory_bytes` is named when Redis is out of memory, 0 means unknown.
+    """The error for an error reply; `maxmemory_bytes` is named when memory is out, 0 if unknown.
 
-    Our own scripts reply `PPSS_NEWER text`, `PPSS_FOREIGN text` or `PPSS_... text`, which become NewerVersion,
-    ForeignData and ServiceFailed with that text.
+    Our own scripts reply `PPSS_NEWER text`, `PPSS_FOREIGN text` or `PPSS_... text`; these become
+    NewerVersion, ForeignData and ServiceFailed with that text.
     """
-    code, text = _code_and_text(error)
+    full_text = _text(error)
+    code, _, text = full_text.partition(" ")
     where = f"Redis at {address.display()}"
     if code.startswith("PPSS_"):
         kinds: dict[str, type[PpssError]] = {"PPSS_NEWER": NewerVersion, "PPSS_FOREIGN": ForeignData}
@@ -60,7 +61,7 @@ def reply_failure(error: Exception, address: Address, maxmemory_bytes: int = 0) 
         return NoScript(f"{where} does not have a script of PPSS.")
     if advice := _ADVICE.get(code):
         return ServiceFailed(f"{where} {advice}: {text}" if advice.endswith("says") else f"{where} {advice}.")
-    return ServiceFailed(f"{where} answered with an error: {text}")
+    return ServiceFailed(f"{where} answered with an error: {full_text}")
 
 
 def connection_failure(error: Exception, address: Address, *, opened: bool) -> ConnectFailed:
@@ -106,7 +107,8 @@ def _unreachable(cause: BaseException, where: str, reason: str) -> str:
     if isinstance(cause, ssl.SSLError):
         return f"{where} does not talk TLS as expected ({reason}). If it has no TLS, write redis://."
     if isinstance(cause, TimeoutError) or type(cause).__name__ == "TimeoutError":
-        return f"{where} did not answer in time. Check host and port, and any firewall on the way."
+        tls = ", whether it talks TLS (else redis://)" if where.startswith("rediss:") else ""
+        return f"{where} did not answer in time. Check host and port{tls}, and any firewall on the way."
     return f"{where} can't be used ({reason}). Check that Redis runs there, and whether it wants TLS (rediss://)."
 
 
@@ -119,13 +121,11 @@ def _login_advice(reason: str) -> str:
     return "refuses this user or password: correct them in the address"
 
 
-def _code_and_text(error: Exception) -> tuple[str, str]:
-    """The code of an error reply (`ERR` if it has none) and its text, without what Redis adds about the script."""
+def _text(error: Exception) -> str:
+    """The text of an error reply, from its code on, without the place in a script."""
     text = str(error)
     if code := _CODES.get(type(error).__name__):
         text = f"{code} {text}"
     # Redis 6.2 puts what a script met behind "ERR ... @user_script:1: ", 7.0 puts "script: ..." at its end.
     text = re.sub(r"^.*@user_script: ?\d+: -?", "", text, flags=re.DOTALL)
-    text = re.sub(r" script: .{0,50}on @user_script:\d+\.$", "", text)
-    code, _, rest = text.partition(" ")
-    return (code, rest) if re.fullmatch("[A-Z][A-Z0-9_]+", code) else ("ERR", text)
+    return re.sub(r" script: .{0,50}on @user_script:\d+\.$", "", text)

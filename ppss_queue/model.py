@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 
 from ppss_queue.errors import BadInput, NewerVersion
@@ -155,7 +155,9 @@ class RunSpec:
         values = json.loads(text)
         unknown = sorted(values.keys() - {f.name for f in fields(cls)})
         if unknown:
-            raise NewerVersion(f"The run has settings that this PPSS does not know ({unknown[0]}). Upgrade it.")
+            raise NewerVersion(
+                f"The run has settings that this PPSS does not know ({unknown[0]}). Upgrade it."
+            )
         command = values.get("command")
         if isinstance(command, list):
             values["command"] = tuple(command)
@@ -167,6 +169,25 @@ class RunSpec:
         if values["halt"] is not None:
             values["halt"] = Halt(**values["halt"])
         return cls(**values)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of the exported bash functions that the run carries."""
+        prefix, suffix = "BASH_FUNC_", "%%"
+        return tuple(
+            name[len(prefix) : -len(suffix)]
+            for name in self.environment
+            if name.startswith(prefix) and name.endswith(suffix)
+        )
+
+    @property
+    def function(self) -> str | None:
+        """`module:function` of a command `python:module:function`."""
+        text = self.command
+        return text[len("python:") :] if isinstance(text, str) and text.startswith("python:") else None
+
+    def with_roots(self, roots: tuple[str, ...]) -> RunSpec:
+        return replace(self, roots=roots)
 
     def local_path(self, item: Item) -> str:
         """What `$ITEM` is: the absolute path of a file, or the text."""

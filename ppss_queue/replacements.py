@@ -115,10 +115,10 @@ class ReplacementStrings:
     """The replacement strings of one command; `item` is what stands for the item itself (`-I`)."""
 
     def __init__(self, item: str) -> None:
-        if not item or _NOT_IN_REPLACEMENT.search(item):
+        if not item or item in _MEANINGS or _NOT_IN_REPLACEMENT.search(item):
             raise BadInput(
                 f"'{item}' can't be a replacement string (-I): use a word such as {{}} or @, "
-                "without blanks, quotes or characters of the shell"
+                "without blanks, quotes or characters of the shell, and none that has a meaning already"
             )
         self.item = item
         self.meanings = {**_MEANINGS, item: ITEM}

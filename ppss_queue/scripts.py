@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 
 from ppss_queue.connection import Argument, Connection, NoScript, Reply
-from ppss_queue.errors import ServiceFailed
+from ppss_queue.errors import PpssError
 from ppss_queue.keys import Keys
 
 
@@ -54,7 +54,7 @@ def run_many(connection: Connection, calls: Sequence[Call]) -> list[Reply]:
     for call, reply in zip(calls, connection.execute_many([call.command for call in calls]), strict=True):
         if isinstance(reply, NoScript):
             reply = connection.execute(*call.command_with_source)
-        if isinstance(reply, ServiceFailed):
+        if isinstance(reply, PpssError):
             raise reply
         replies.append(reply)
     return replies

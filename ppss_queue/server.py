@@ -122,8 +122,10 @@ def status(place: ServerPlace) -> ServerStatus | None:
             return None
         if reply.startswith("-"):
             raise ServiceFailed(f"the embedded server at '{place.socket}' tells nothing: {reply[1:]}")
-        files = [path for path in place.directory.rglob("appendonly*") if path.is_file()]
-        data_bytes = sum(path.stat().st_size for path in files)
+        data_bytes = 0
+        for path in place.directory.rglob("appendonly*.*"):
+            with suppress(FileNotFoundError):  # a rewrite may remove it meanwhile
+                data_bytes += path.stat().st_size
     info = dict(line.split(":", 1) for line in reply.splitlines() if ":" in line)
     product = "valkey" if "valkey_version" in info else "redis"
     return ServerStatus(
@@ -178,7 +180,6 @@ def run_foreground(place: ServerPlace) -> NoReturn:
                 "stop it with `ppss server stop`, then run this again."
             )
         os.set_inheritable(lock, True)
-        os.chdir(place.directory)
         os.umask(0o077)
         os.execv(program, [os.fspath(program), *_options(place)])
 
@@ -298,7 +299,6 @@ def _spawn(place: ServerPlace, lock: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            cwd=place.directory,
             start_new_session=True,
             pass_fds=(lock,),
             umask=0o077,

@@ -23,10 +23,10 @@ KEYWORDS = names(
     "if then else elif fi case esac for select while until do done in function time coproc { } ! [[ ]]"
 )
 BUILTINS = names(
-    """. : [ alias bg bind break builtin caller cd command compgen complete compopt continue declare dirs disown
-    echo enable eval exec exit export false fc fg getopts hash help history jobs kill let local logout mapfile
-    popd printf pushd pwd read readarray readonly return set shift shopt source suspend test times trap true
-    type typeset ulimit umask unalias unset wait"""
+    """. : [ alias bg bind break builtin caller cd command compgen complete compopt continue declare dirs
+    disown echo enable eval exec exit export false fc fg getopts hash help history jobs kill let local
+    logout mapfile popd printf pushd pwd read readarray readonly return set shift shopt source suspend test
+    times trap true type typeset ulimit umask unalias unset wait"""
 )
 _BEFORE_A_COMMAND = names("if then else elif while until do time { !")
 
@@ -39,7 +39,6 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9@*#?$!-])?", re.ASCII)
 _KNOWN_REFERENCE = re.compile(
     r"\$(?:({0})(?!\w)|\{{({0})\}})".format("|".join(sorted(ENVIRONMENT, reverse=True))), re.ASCII
 )
-_PARAMETER_NAME = re.compile(r"[#!]?(?:\w+|[@*#?$!-])?(?:\[[^]'\"]*\])?", re.ASCII)
 _BACKTICKS = re.compile(r"`(?:[^`\\]|\\.)*`", re.DOTALL)
 _ANSI_QUOTED = re.compile(r"\$'((?:[^'\\]|\\.)*)'", re.DOTALL)
 
@@ -218,7 +217,8 @@ class ShellText:
         if self._at("(("):
             self._evaluated(Word(), "((", "))")
         else:
-            self._substitution(Word(), 1)
+            self._position += 1
+            self._code(")")
         self._separator("')'", 0)
 
     def _redirection(self, operator: str) -> None:
@@ -227,6 +227,8 @@ class ShellText:
             self._position += 1
         target = self._word()
         self._tail_end = self._position
+        if not target.raw:  # or an item appended here would be read from, or overwritten
+            self._tail = f"'{operator}'"
         if operator in ("<<", "<<-"):
             if target.replaced:
                 raise BadInput(f"'{target.raw}' can't be the end mark of a here-document: use a fixed word")
@@ -343,7 +345,7 @@ class ShellText:
         elif self._at("$("):
             self._substitution(word, 2)
         elif self._at("${"):
-            self._parameter(word, quoted)
+            self._parameter(word)
         elif not quoted and self._at("$'"):
             self._ansi_quoted()
         elif not quoted and self._at('$"'):
@@ -355,30 +357,31 @@ class ShellText:
     def _substitution(self, word: Word, length: int) -> None:
         word.opaque = True
         self._position += length
+        # A line that ends in here does not begin the here-documents of the commands around it.
+        outer, self._here_documents = self._here_documents, []
         self._code(")")
+        self._here_documents = outer
 
-    def _parameter(self, word: Word, quoted: bool) -> None:
+    def _parameter(self, word: Word) -> None:
         """`${...}`: a string in it can't be replaced, but its own `$(...)` is code again."""
         start = self._position
         brace = self._strings.pattern.match(self._text, start + 1)
         if brace and brace[0] != "{#}":  # `${#}` is the number of arguments
             self._forbid(start, brace.end(), "after $", "put \\ before the $ if it is meant as text")
-        name = _PARAMETER_NAME.match(self._text, start + 2)
-        self._position = name.end() if name else start + 2
-        quotes_count = not quoted or self._here() in tuple("#%/^,")
+        self._position += 2
         while (char := self._here()) != "}":
             if not char:
                 self._position = start
                 raise self._unclosed("'${'")
             if string := self._string_here():
                 end = self._position + len(string)
-                self._forbid(self._position, end, "inside ${...}", "assign it to a variable first (x={})")
-            if char == "'" and quotes_count:
+                self._forbid(self._position, end, "inside ${...}", "assign it to a variable first")
+            if char == "'":  # bash wants these in pairs even between double quotes
                 self._single_quoted(word)
             elif char == '"':
                 self._double_quoted(word)
             elif char == "$":
-                self._dollar(word, quoted=not quotes_count)
+                self._dollar(word, quoted=False)
             elif char == "`":
                 self._backticks(word)
             else:
@@ -444,13 +447,10 @@ class ShellText:
     def _forbid_in_quotes(self, start: int, end: int) -> None:
         found = self._strings.pattern.search(self._text, start, end)
         if found:
-            name = found[0]
-            text = "-I STR makes another word than this one stand for the item"
-            if name != self._strings.item:
-                text = f"split it with quotes, '{name[0]}''{name[1:]}',"
-            self._forbid(
-                start, end, "inside single quotes", f"use double quotes; if it is meant as text, {text}"
-            )
+            split = f"'{found[0][0]}''{found[0][1:]}'"
+            as_text = "choose another word for the item with -I" if found[0] == self._strings.item else split
+            fix = f"use double quotes, or if it is meant as text: {as_text}"
+            self._forbid(start, end, "inside single quotes", fix)
 
     def _forbid(self, start: int, end: int, place: str, fix: str) -> None:
         found = self._strings.pattern.search(self._text, start, end)
@@ -459,4 +459,4 @@ class ShellText:
 
     def _unclosed(self, what: str) -> BadInput:
         rest = self._text[self._position : self._position + 30]
-        return BadInput(f"{what} of the command is never closed, from here on: {rest}")
+        return BadInput(f"{what} of the command is never closed, from here on: {rest!r}")

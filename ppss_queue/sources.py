@@ -100,8 +100,9 @@ def open_sources(
     globs for files that a walk finds: without a slash for the base name, with one for the path below the
     directory, `**` being any number of directories; an excluded directory is not entered. `max_depth` 1 is
     the files directly in a directory. `skip_directories` (absolute; they may not exist yet) are not entered
-    unless named as a source. `order` "random" repeats itself for one `seed` if the items are found in the same order;
-    "size" is largest first, so that no long item is left to the end. Relative paths start in `cwd`.
+    unless named as a source. `order` "random" repeats itself for one `seed` if the items are found in the
+    same order; "size" is largest first, so that no long item is left to the end. `cwd` is where relative
+    paths start.
 
     Raises BadInput for what the caller must correct, MachineFailed if there is no room for a temporary file.
     """

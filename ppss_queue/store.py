@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ppss_queue import scripts
 from ppss_queue.connection import Argument, Connection, Reply
-from ppss_queue.errors import BadInput, ServiceFailed, UnknownRun
+from ppss_queue.errors import BadInput, PpssError, ServiceFailed, UnknownRun
 from ppss_queue.keys import SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Halt, Item, Lease, Outcome, RunSpec, RunState, job_id, seq_of_job
 from ppss_queue.scripts import Call
@@ -108,7 +108,11 @@ def encode_item(name: str, root: int = 0) -> bytes:
     visible = shown(name).encode("utf-8")
     if visible == exact and not root and exact:
         return exact
-    return b"\0%s\0%s\0%s" % (str(root).encode() if root else b"", visible, exact if visible != exact else b"")
+    return b"\0%s\0%s\0%s" % (
+        str(root).encode() if root else b"",
+        visible,
+        exact if visible != exact else b"",
+    )
 
 
 class Calls:
@@ -226,7 +230,9 @@ class Store:
             )
         )  # fmt: skip
         if reply.startswith("named "):
-            raise BadInput(f"The name '{spec.name}' belongs to run {reply[6:]}, which has not ended. Choose another.")
+            raise BadInput(
+                f"The name '{spec.name}' belongs to run {reply[6:]}, which has not ended. Choose another."
+            )
         return reply == "created"
 
     def add(self, run: str, items: Sequence[bytes]) -> int:
@@ -273,7 +279,9 @@ class Store:
     def cancel_items(self, run: str, seqs: Sequence[int]) -> int:
         """Returns how many were cancelled: those that ended stay as they are. Raises UnknownRun."""
         reply = self._call("cancel_items", run, *(job_id(run, seq) for seq in seqs))
-        return reply if isinstance(reply, int) else integer(_known(run, text(reply)))
+        if not isinstance(reply, int):
+            raise _refused(run, text(reply), "nothing can be cancelled")
+        return reply
 
     def retry(self, run: str, seqs: Sequence[int] | None = None) -> int:
         """Failed items back to ready; `seqs` None: all. Returns how many. Raises UnknownRun, BadInput."""
@@ -312,12 +320,11 @@ class Store:
         known, named = self.connection.execute_many(
             [("ZSCORE", self.keys.runs, name), ("HGET", self.keys.names, name)]
         )
-        for reply in (known, named):
-            if isinstance(reply, ServiceFailed):
-                raise reply
+        if isinstance(known, PpssError):
+            raise known
         if known is not None:
             return name
-        if named is not None:
+        if isinstance(named, bytes):
             return text(named)
         raise UnknownRun(f"There is no run '{name}'. See which there are: ppss status")
 
@@ -336,13 +343,16 @@ class Store:
             strict=True,
         ):
             if isinstance(reply, list):
-                yield _counts(run, reply)
+                yield read_counts(run, reply)
 
 
-def _counts(run: str, reply: list[Reply]) -> Counts:
+def read_counts(run: str, reply: list[Reply]) -> Counts:
+    """The answer of counts.lua."""
     pairs = [text(value) for value in _list(reply[0])]
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-    ready, leased, delayed, succeeded, failed, running, expired, recent = (integer(value) for value in reply[1:9])
+    ready, leased, delayed, succeeded, failed, running, expired, recent = (
+        integer(value) for value in reply[1:9]
+    )
     stretch = float(text(reply[9]))
     alive = RunState(fields["state"]) in (RunState.OPEN, RunState.PAUSED)
     return Counts(
@@ -433,6 +443,7 @@ __all__ = [
     "kept_output",
     "member",
     "outcome_of",
+    "read_counts",
     "read_claim",
     "read_kept_output",
     "read_members",

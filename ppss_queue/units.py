@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ppss_queue.errors import BadInput
 
-_SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_SECONDS = {
+    "": 1.0,
+    "ms": 0.001,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 7 * 86400.0,
+}
 
 
 def parse_duration(text: str) -> float:
     """`90`, `1.5s`, `10m`, `2h`, `7d`, `1w` in seconds. Raises BadInput."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _SECONDS:
-        raise BadInput(f"'{text}' is no time. Write seconds, or a number with ms, s, m, h, d or w, such as 10m.")
+        raise BadInput(
+            f"'{text}' is no time. Write seconds, or a number with ms, s, m, h, d or w, such as 10m."
+        )
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -52,3 +64,21 @@ def format_rate(per_second: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 item`, `1,204 items`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def printable(name: str) -> str:
+    """A name as it may be shown on a terminal: control characters and odd bytes as `\\x1b`, the rest as it is."""
+    if name.isprintable():
+        return name
+    return "".join(
+        char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+        for char in name
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """Cut in the middle where it is longer than `width`: both ends of a path tell most."""
+    if len(text) <= width:
+        return text
+    keep = max(width - 1, 2)
+    return f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}"

@@ -1,6 +1,7 @@
 -- Records that attempts succeeded.
 -- Returns the members whose lease had been lost (a repeated ack of the same token is no loss).
 -- ARGV: run, worker, then for each item: member, outcome (JSON), seconds, kept output (RQ's form) or ''
+go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local lost, seconds, done, now = {}, 0, 0, iso(NOW)
 for index = 3, #ARGV, 4 do

@@ -1,6 +1,7 @@
 -- Cancels a run: the flag first, which ends all claims and leases, then its items in chunks.
 -- Call it until it returns 0. Returns the items still to move, or 'unknown', or 'done' (nothing to cancel).
 -- ARGV: run, chunk
+go_on_when_full()
 local run, chunk = ARGV[1], tonumber(ARGV[2])
 local state = redis.call('HGET', run_key(run), 'state')
 if not state then return 'unknown' end

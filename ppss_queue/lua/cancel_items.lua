@@ -1,6 +1,7 @@
 -- Cancels single items, running or not; those that ended stay as they are.
 -- Returns how many were cancelled, or 'unknown'.
 -- ARGV: run, job...
+go_on_when_full()
 local run, count = ARGV[1], 0
 if redis.call('EXISTS', run_key(run)) == 0 then return 'unknown' end
 local leased

@@ -3,6 +3,7 @@
 -- Returns the members whose lease had been lost (a repeated fail of the same token is no loss).
 -- ARGV: run, worker, then for each item: member, outcome (JSON), seconds, retry delay in seconds or '' (never),
 --       output (RQ's form) or ''
+go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local values = redis.call('HMGET', run_key(run), 'retries', 'halt', 'state')
 local retries, halt = tonumber(values[1]), values[2]

@@ -124,3 +124,7 @@ local function worker_idle(worker)
     redis.call('HSET', key, 'state', 'idle')
   end
 end
+
+-- At its maxmemory Redis refuses commands that may need memory, until a script has written something: so
+-- scripts that end or keep up what is there begin with a write that frees. Only new items are refused.
+local function go_on_when_full() redis.call('ZREM', P .. 'open', '') end

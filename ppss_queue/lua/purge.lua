@@ -1,6 +1,7 @@
 -- Forgets a run that ended (or was abandoned while filling), in chunks; from the first on nobody sees it.
 -- Call it until it returns 0. Returns the items still to delete, or 'unknown' or the state of a live run.
 -- ARGV: run, chunk
+go_on_when_full()
 local run, chunk = ARGV[1], tonumber(ARGV[2])
 local values = redis.call('HMGET', run_key(run), 'state', 'total', 'purged', 'name')
 local state, total, purged, name = values[1], tonumber(values[2]), tonumber(values[3]), values[4]

@@ -1,6 +1,7 @@
 -- Extends leases of one run by its visibility timeout from now.
 -- Returns {state of the run, its reason or '', member that is no longer ours...}.
 -- ARGV: run, member...
+go_on_when_full()
 local run = ARGV[1]
 local values = redis.call('HMGET', run_key(run), 'state', 'reason', 'visibility')
 local reply = { values[1] or 'unknown', values[2] or '' }

@@ -1,6 +1,7 @@
 -- Reserves output file names for an item, all or none: the first item of a run to publish a name owns it.
 -- Returns 'lost' (the lease is), or a list: empty if all are reserved, else name, owner's job, owner's text ...
 -- ARGV: run, member, name...
+go_on_when_full()
 local run, member = ARGV[1], ARGV[2]
 local job = split_member(member)
 local key = P .. 'outputs:' .. run

@@ -2,6 +2,7 @@
 -- Call it until it moves 0, passing the cutoff back, so that what fails again meanwhile is left alone.
 -- Returns {how many were moved, cutoff}, or 'unknown' or 'cancelled'.
 -- ARGV: run, chunk, cutoff or '', job... (none: all failed items)
+go_on_when_full()
 local run, chunk, cutoff = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local state = redis.call('HGET', run_key(run), 'state')
 if not state then return 'unknown' end

@@ -2,6 +2,7 @@
 -- Returns the members that are no longer leased by this token.
 -- A repeated start of the same lease counts once.
 -- ARGV: run, worker, then for each item: member (<job>:<token>), slot
+go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local lost, now = {}, iso(NOW)
 for index = 3, #ARGV, 2 do

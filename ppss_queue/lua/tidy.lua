@@ -2,6 +2,7 @@
 -- finished runs past their time, dead workers.
 -- Returns the runs to purge now.
 -- ARGV: none
+go_on_when_full()
 for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
   if redis.call('EXISTS', run_key(run)) == 0 then redis.call('ZREM', P .. 'open', run) else settle(run) end
 end

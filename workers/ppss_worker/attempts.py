@@ -58,6 +58,7 @@ class Observer(Protocol):
     """Who is told what a worker does."""
 
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None: ...
+    def output(self, lease: Lease, target: int, data: bytes) -> None: ...
     def ended(self, ended: Ended) -> None: ...
     def warn(self, sentence: str) -> None: ...
 
@@ -109,7 +110,10 @@ class Attempts:
         """
         directory, base = run.place_of(lease.item)
         if run.spec.skip_existing and run.spec.output and exists(run.spec.output, directory, base):
-            self._end(self._made_up(lease, run, slot), Outcome(0, reason="skipped: its output exists", node=self._node))
+            self._end(
+                self._made_up(lease, run, slot),
+                Outcome(0, reason="skipped: its output exists", node=self._node),
+            )
             return False
         scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
         values = run.values(lease, slot, scratch.directory if scratch else "")
@@ -175,7 +179,9 @@ class Attempts:
         soonest: float | None = None
         for running in self._running.values():
             if running.timeout_at is not None and running.timeout_at <= now:
-                self._stop(running, f"timed out after {format_duration(running.run.spec.timeout_seconds or 0)}")
+                self._stop(
+                    running, f"timed out after {format_duration(running.run.spec.timeout_seconds or 0)}"
+                )
             if running.timeout_at is not None and (soonest is None or running.timeout_at < soonest):
                 soonest = running.timeout_at
         return soonest
@@ -243,7 +249,9 @@ class Attempts:
     def _end(self, running: Running, outcome: Outcome, *, final: bool = False) -> None:
         """The item succeeded, or failed: `final` for failures that another attempt would only repeat."""
         lease, spec = running.lease, running.run.spec
-        succeeded = outcome.exit_code == 0 and (outcome.reason is None or outcome.reason.startswith("skipped"))
+        succeeded = outcome.exit_code == 0 and (
+            outcome.reason is None or outcome.reason.startswith("skipped")
+        )
         kept = b""
         if spec.keep_output or not succeeded:
             kept = _kept(running.child)
@@ -290,5 +298,3 @@ def _kept(child: Child) -> bytes:
     err, _ = capture_tail(child.stderr, KEPT_BYTES)
     out, _ = capture_tail(child.stdout, KEPT_BYTES - len(err))
     return kept_output(out + err) if out or err else b""
-
-

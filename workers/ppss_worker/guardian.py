@@ -74,21 +74,22 @@ class Guardian:
         """Starts a new helper process, which knows all that is watched, after the old one (`pid`) died.
 
         Raises MachineFailed if none can be started, or if the old one was not killed but failed by itself: a
-        new one would fail too.
+        new one would fail too. The old one then stays a zombie until `close`, so that its number stays ours.
         """
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self._pipe)
-        if os.WIFEXITED(status):
-            raise _machine_failed(f"the guardian ended by itself with exit code {os.WEXITSTATUS(status)}")
+        end = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        if end is not None and end.si_code == os.CLD_EXITED:
+            raise _machine_failed(f"the guardian ended by itself with exit code {end.si_status}")
+        old_pid, old_pipe = self.pid, self._pipe
         self.pid, self._pipe = self._start_process()
+        os.waitpid(old_pid, 0)
+        os.close(old_pipe)
 
     def close(self) -> None:
         """Orderly end: kills what is still watched, and nothing else, then ends the helper process."""
         for pgid in self._places:
             kill_group(pgid, signal.SIGKILL)
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
         os.close(self._pipe)
         os.close(self._table)
 

@@ -32,7 +32,8 @@ class LeaseKeeper:
         self._connection = connection
         self._calls = calls
         self._facts = facts
-        self._control = ChangeListener(connection.clone(name="ppss-control"), [keys.control])
+        self._control_connection = connection.clone(name="ppss-control")
+        self._control = ChangeListener(self._control_connection, [keys.control])
         self._lock = threading.Lock()
         self._members: dict[str, set[str]] = {}
         self._visibility: dict[str, float] = {}
@@ -87,7 +88,7 @@ class LeaseKeeper:
         self._wake()
         if self._thread.ident is not None:
             self._thread.join()
-        self._control.close()
+        self._control_connection.close()
         self._connection.close()
         for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
             os.close(descriptor)
@@ -157,7 +158,6 @@ class LeaseKeeper:
         while not self._stopping:
             try:
                 self._connection.reopen()
-                self._control.reopen()
                 self._control.on()
                 return
             except ServiceFailed:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ppss_queue.connection import Connection, NoScript, Reply
-from ppss_queue.errors import ServiceFailed
+from ppss_queue.errors import PpssError
 from ppss_queue.scripts import Call
 
 
@@ -42,7 +42,9 @@ class Link:
         """Writes what was queued, in one piece. Raises ConnectFailed."""
         if self._unsent:
             batch, self._unsent = self._unsent, []
-            self._unanswered.extend(batch)  # before the write: if that fails they are owed an answer all the same
+            self._unanswered.extend(
+                batch
+            )  # before the write: if that fails they are owed an answer all the same
             self._connection.send([sent.call.command for sent in batch])
 
     def receive(self) -> None:
@@ -74,7 +76,7 @@ class Link:
             # Calls behind this one may be answered first; none of them depends on it but through its token.
             self._unanswered.append(sent)
             self._connection.send([sent.call.command_with_source])
-        elif isinstance(reply, ServiceFailed):
+        elif isinstance(reply, PpssError):
             raise reply
         else:
             sent.on_reply(reply)

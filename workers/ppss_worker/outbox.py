@@ -19,11 +19,18 @@ DELAY_SECONDS = 0.02
 class Outbox:
     """Outcomes on their way. A repeated one changes nothing, so they survive lost connections."""
 
-    def __init__(self, link: Link, calls: Calls, on_lost: Callable[[Sequence[str]], None]) -> None:
-        """`on_lost` gets the leases (`<job>:<token>`) whose outcome did not count."""
+    def __init__(
+        self,
+        link: Link,
+        calls: Calls,
+        on_lost: Callable[[Sequence[str]], None],
+        on_told: Callable[[Lease], None],
+    ) -> None:
+        """`on_lost` gets the leases (`<job>:<token>`) whose outcome did not count; `on_told` each that is over."""
         self._link = link
         self._calls = calls
         self._on_lost = on_lost
+        self._on_told = on_told
         self._acks: dict[str, list[tuple[Lease, Outcome, bytes]]] = defaultdict(list)
         self._fails: dict[str, list[tuple[Lease, Outcome, float | None, bytes]]] = defaultdict(list)
         self._releases: dict[str, list[Lease]] = defaultdict(list)
@@ -32,17 +39,17 @@ class Outbox:
 
     def ack(self, lease: Lease, outcome: Outcome, kept: bytes) -> None:
         self._acks[lease.run].append((lease, outcome, kept))
-        self._added()
+        self._added(lease)
 
     def fail(self, lease: Lease, outcome: Outcome, delay_seconds: float | None, kept: bytes) -> None:
         """`delay_seconds` until the next attempt; None: there shall be none."""
         self._fails[lease.run].append((lease, outcome, delay_seconds, kept))
-        self._added()
+        self._added(lease)
 
     def release(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
             self._releases[lease.run].append(lease)
-            self._added()
+            self._added(lease)
 
     @property
     def due_seconds(self) -> float | None:
@@ -65,10 +72,11 @@ class Outbox:
             box.clear()
         self._count = 0
 
-    def _added(self) -> None:
+    def _added(self, lease: Lease) -> None:
         if not self._count:
             self._oldest = time.monotonic()
         self._count += 1
+        self._on_told(lease)
 
     def _report(self, reply: object) -> None:
         lost = read_members(reply)  # type: ignore[arg-type]

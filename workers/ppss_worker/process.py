@@ -198,8 +198,8 @@ class Spawner:
             except OSError as error:
                 if error.errno != errno.ENOEXEC:
                     raise
-                bash = self._find("bash", environment, directory)
-                return _posix_spawn(bash, [bash, "--", program, *argv[1:]], environment, stdout, stderr)
+                shell = self._find_shell(environment, directory)
+                return _posix_spawn(shell, [shell, "--", program, *argv[1:]], environment, stdout, stderr)
         except OSError as error:
             raise _failure(error, name, program) from None
         except ValueError as error:
@@ -214,6 +214,12 @@ class Spawner:
         if path is None or not os.access(path, os.X_OK):
             path = self._found[key] = _search(name, key[1])
         return path
+
+    def _find_shell(self, environment: Mapping[str, str], directory: str) -> str:
+        try:
+            return self._find("bash", environment, directory)
+        except SpawnFailed:
+            return "/bin/sh"
 
 
 def capture_tail(descriptor: int, limit_bytes: int) -> tuple[bytes, int]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ppss_queue.command import Command, ItemValues, output_file_of, parse_command
 from ppss_queue.errors import BadInput
 from ppss_queue.model import Item, Lease, RunSpec
 from ppss_worker.staging import Staging
-
-FUNCTION_PREFIX = "python:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +28,19 @@ class ActiveRun:
     @classmethod
     def load(cls, run: str, spec: RunSpec, node: str, own_command: str | tuple[str, ...] | None) -> ActiveRun:
         """Raises BadInput if the command can't be understood or the output directory can't be made."""
-        text = spec.command if spec.command is not None else own_command
-        if text is None:
-            raise BadInput(f"Run {run} has no command, and this worker has none: ppss worker -c COMMAND")
-        function = text.removeprefix(FUNCTION_PREFIX) if is_function(text) else None
-        functions = [
-            name[len("BASH_FUNC_") : -2] for name in spec.environment if name.startswith("BASH_FUNC_")
-        ]
-        command = (
-            None
-            if function
-            else parse_command(text, replacement=spec.replacement, functions=functions)
-        )
+        if spec.command is None:
+            if own_command is None:
+                raise BadInput(f"Run {run} has no command, and this worker has none: ppss worker -c COMMAND")
+            spec = replace(spec, command=own_command)
+        function = spec.function
+        command = None
+        if not function:
+            assert spec.command is not None
+            command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
         if spec.output is None and command is not None and command.needs_output:
-            raise BadInput(f"The command of run {run} names an output directory, but the run has none: -o DIR")
+            raise BadInput(
+                f"The command of run {run} names an output directory, but the run has none: -o DIR"
+            )
         staging = Staging(spec.output, run) if spec.output is not None else None
         if staging is not None:
             staging.prepare()
@@ -76,8 +73,3 @@ class ActiveRun:
         if values.output_dir:
             seen["OUTPUT_DIR"] = values.output_dir
         return seen
-
-
-def is_function(command: object) -> bool:
-    """Whether a command names a Python function: `python:package.module:function`."""
-    return isinstance(command, str) and command.startswith(FUNCTION_PREFIX)

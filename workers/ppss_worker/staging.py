@@ -270,7 +270,7 @@ class Attempt:
 
     @contextmanager
     def _entered(self, directory: _Directory, *, create: bool) -> Iterator[tuple[int, bool]]:
-        """A descriptor of the final directory, and True; or, if not to `create`, of its nearest parent, and False.
+        """A descriptor of the final directory, and True; if that is missing, of its parent, and False.
 
         Every step starts at the descriptor of the one before and follows no link, so none leads outside.
         """

@@ -78,6 +78,8 @@ class Settings:
     command: str | tuple[str, ...] | None = None
     """For runs that have none."""
     start_delay_seconds: float = 0.0
+    line_buffer: bool = False
+    """Tell the observer what commands print while they run."""
 
 
 class Worker:
@@ -92,10 +94,11 @@ class Worker:
         self._connection = connection
         self._calls = Calls(keys, self.name, secrets.token_hex(4))
         self._link = Link(connection)
-        self._listener = ChangeListener(connection.clone(name="ppss-wake"), self._watched())
+        self._wake_connection = connection.clone(name="ppss-wake")
+        self._listener = ChangeListener(self._wake_connection, self._watched())
         self._store = Store(connection.clone(name="ppss-runs"), keys)
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
-        self._outbox = Outbox(self._link, self._calls, self._lose)
+        self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._runs: dict[str, ActiveRun] = {}
         self._ready: deque[Lease] = deque()
         self._free: list[int] = []
@@ -108,6 +111,7 @@ class Worker:
         """The last claim did not even fill the free slots: wait until told that something changed."""
         self._listening = False
         self._woken = False
+        self._ended_since_claim = False
         self._look_at = 0.0
         self._tidy_at = 0.0
         self._open_runs = 1
@@ -123,7 +127,6 @@ class Worker:
         if how > self._stop:
             self._stop = how
             self._outbox.release(list(self._ready))
-            self._forget(self._ready)
             self._ready.clear()
             if how >= Stop.NOW:
                 self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
@@ -207,6 +210,7 @@ class Worker:
                 slot = self._attempts.ended(exited)
                 if slot is not None:
                     heapq.heappush(self._free, slot)
+                    self._ended_since_claim = True
             self._hear_news()
             if self._reconnect_at is None:
                 self._link.receive()
@@ -231,7 +235,7 @@ class Worker:
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
             self._link.finish()
-        for connection in (self._listener, self._store.connection, self._connection):
+        for connection in (self._wake_connection, self._store.connection, self._connection):
             connection.close()
 
     # Claiming
@@ -252,15 +256,19 @@ class Worker:
             if not self._listening:
                 self._listener.on()
                 self._listening = True
-            elif not self._woken and now < self._look_at:
+            elif not self._woken and not self._all_told() and now < self._look_at:
                 return self._look_at - now
-        self._woken = False
+        self._woken = self._ended_since_claim = False
         self._claiming = True
         call = self._calls.claim(
             want, max(idle, 0), has_command=self._settings.command is not None, runs=self._settings.runs
         )
         self._link.send(call, lambda reply: self._claimed(reply, want, max(idle, 0), now), repeat=False)
         return LOOK_AGAIN_SECONDS
+
+    def _all_told(self) -> bool:
+        """The last thing that this worker held has just ended: the runs may be over now."""
+        return self._ended_since_claim and not len(self._attempts) and self._outbox.due_seconds is None
 
     def _prefetch(self) -> int:
         """Items to hold beyond those that can start: enough to bridge round trips, none of long items."""
@@ -326,11 +334,9 @@ class Worker:
                     lease, slot = batch[0]
                     if not self._attempts.begin(lease, self._runs[lease.run], slot):
                         heapq.heappush(self._free, slot)
-                        self._forget([lease])
                     del batch[0]
             except PpssError:
                 self._outbox.release([lease for lease, _ in batch])
-                self._forget(lease for lease, _ in batch)
                 for _, slot in batch:
                     heapq.heappush(self._free, slot)
                 raise
@@ -356,9 +362,8 @@ class Worker:
         for name in lost:
             self._keeper.drop(name.split("-", 1)[0], name)
 
-    def _forget(self, leases: Sequence[Lease] | deque[Lease]) -> None:
-        for lease in leases:
-            self._keeper.drop(lease.run, member(lease))
+    def _forget(self, lease: Lease) -> None:
+        self._keeper.drop(lease.run, member(lease))
 
     # What comes in
 
@@ -371,7 +376,6 @@ class Worker:
                 if held:
                     self._ready = deque(lease for lease in self._ready if lease.run != news.run)
                     self._outbox.release(held)
-                    self._forget(held)
                 if news.reason.startswith("halted now"):
                     self._attempts.stop_all(run=news.run)
             self._woken = True
@@ -422,12 +426,11 @@ class Worker:
         if now < self._reconnect_at:
             return
         for source in (self._link, self._listener):
-            with suppress(KeyError, ValueError):
+            with suppress(KeyError, ValueError, ConnectFailed):
                 selector.unregister(source.fileno())
         self._link.reopen()
-        self._listener.reopen()
-        self._store.connection.reopen()
-        self._listening = False
+        self._listener.on()
+        self._listening = self._woken = True
         for source in (self._link, self._listener):
             selector.register(source.fileno(), selectors.EVENT_READ)
         self._reconnect_at = None

@@ -1,0 +1,100 @@
+"""ppss server, dashboard, completion."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ppss_queue.cli.frame import Verb, json_option, option, url_option
+from ppss_queue.errors import BadInput, ExitCode
+from ppss_queue.units import format_duration
+
+
+@click.command(
+    "server",
+    cls=Verb,
+    examples="""
+    ppss server status
+    ppss server stop
+    ppss server run        # in the foreground, for systemd or docker
+    """,
+)
+@click.argument("action", type=click.Choice(["start", "stop", "status", "run"]))
+@json_option
+def server_verb(action: str, as_json: bool) -> int:
+    """Your own Redis (Valkey) on this machine. It starts by itself when it is needed.
+
+    It listens on a unix socket that only you can open, keeps its data in your state directory, and runs on
+    after the command that started it.
+    """
+    from ppss_queue import server
+
+    place = server.default_place()
+    if action == "run":
+        server.run_foreground(place)
+    if action == "start":
+        print(server.ensure_running(place))
+        return ExitCode.OK
+    if action == "stop":
+        print("stopped; its data stay" if server.stop(place) else "it was not running", file=sys.stderr)
+        return ExitCode.OK
+    status = server.status(place)
+    if as_json:
+        import dataclasses
+        import json
+
+        values = dataclasses.asdict(status) if status else {}
+        print(json.dumps({"running": status is not None, "url": place.address, **values}, default=str))
+    elif status is None:
+        print(f"not running; it starts when it is needed. Its data: {place.directory}")
+    else:
+        print(
+            f"running for {format_duration(status.uptime_seconds)}: {status.version}, pid {status.pid}, "
+            f"{status.used_memory_bytes / 1e6:.1f} MB of memory, {status.data_bytes / 1e6:.1f} MB on disk\n"
+            f"address: {place.address}\ndata:    {place.directory}"
+        )
+    return ExitCode.OK if status else ExitCode.ITEMS_FAILED
+
+
+@click.command("dashboard", cls=Verb, examples="ppss dashboard --port 9000")
+@option(
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Address to listen at; it has no password.  [127.0.0.1]",
+)
+@option("--port", type=click.IntRange(1, 65535), default=9181, metavar="N", help="[9181]")
+@url_option
+def dashboard_verb(host: str, port: int, url: str | None) -> int:
+    """Serve rq-dashboard on the same Redis until Ctrl-C: every run is a queue there, every item a job."""
+    from ppss_queue.broker import serve_dashboard
+    from ppss_queue.queue import connect
+
+    with connect(url) as queue:
+        address = queue.connection.address
+    serve_dashboard(address, host=host, port=port)
+    return ExitCode.OK
+
+
+@click.command(
+    "completion",
+    cls=Verb,
+    examples="""
+    ppss completion bash > ~/.local/share/bash-completion/completions/ppss
+    ppss completion zsh > ~/.zfunc/_ppss
+    ppss completion fish > ~/.config/fish/completions/ppss.fish
+    """,
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_verb(shell: str) -> int:
+    """Print the completion script for a shell."""
+    from click.shell_completion import get_completion_class
+
+    from ppss_queue.cli.frame import cli
+
+    completion = get_completion_class(shell)
+    if completion is None:
+        raise BadInput(f"there is no completion for '{shell}'")
+    print(completion(cli, {}, "ppss", "_PPSS_COMPLETE").source())
+    return ExitCode.OK

@@ -1,0 +1,118 @@
+"""Items' output on stdout and stderr: whole, in completion or input order, tagged if wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+_PIECE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Output of an item in the spool, until those before it have ended."""
+
+    name: str
+    offset: int
+    stdout_bytes: int
+    stderr_bytes: int
+
+
+class Printer:
+    """Prints what items printed. Used by one thread."""
+
+    def __init__(
+        self, *, keep_order: bool, tag: bool, quiet: bool, before: Callable[[], None] = lambda: None
+    ) -> None:
+        """`before` is called before anything is written: the progress display makes room."""
+        self._keep_order = keep_order
+        self._tag = tag
+        self._quiet = quiet
+        self._before = before
+        self._next_seq = 1
+        self._waiting: dict[int, _Waiting] = {}
+        self._spool = -1
+        self._partial: dict[tuple[int, int], bytes] = {}
+
+    def ended(self, seq: int, name: str, stdout: int, stderr: int) -> None:
+        """An item's last attempt is over; its output can be read from the two descriptors (-1: none)."""
+        if self._quiet:
+            return
+        if not self._keep_order:
+            self._print(name, 1, _pieces(stdout, 0, _size(stdout)))
+            self._print(name, 2, _pieces(stderr, 0, _size(stderr)))
+            return
+        self._waiting[seq] = self._keep(name, stdout, stderr)
+        while self._next_seq in self._waiting:
+            self._release(self._next_seq)
+
+    def line(self, seq: int, name: str, target: int, data: bytes) -> None:
+        """Output of a running item, as it comes (--line-buffer): printed up to the last line end."""
+        if self._quiet:
+            return
+        whole, end, rest = (self._partial.pop((seq, target), b"") + data).rpartition(b"\n")
+        if rest:
+            self._partial[seq, target] = rest
+        if end:
+            self._print(name, target, iter([whole + end]))
+
+    def last_line(self, seq: int, name: str) -> None:
+        """Prints lines without an end, once the item is over."""
+        for target in (1, 2):
+            rest = self._partial.pop((seq, target), b"")
+            if rest:
+                self._print(name, target, iter([rest + b"\n"]))
+
+    def flush(self) -> None:
+        """Prints what still waits for items that never ended here, in order."""
+        for seq in sorted(self._waiting):
+            self._release(seq)
+
+    def _release(self, seq: int) -> None:
+        kept = self._waiting.pop(seq)
+        self._next_seq = seq + 1
+        self._print(kept.name, 1, _pieces(self._spool, kept.offset, kept.stdout_bytes))
+        self._print(kept.name, 2, _pieces(self._spool, kept.offset + kept.stdout_bytes, kept.stderr_bytes))
+        if not self._waiting and self._spool >= 0:
+            os.ftruncate(self._spool, 0)
+
+    def _keep(self, name: str, stdout: int, stderr: int) -> _Waiting:
+        """Copies output to the end of one unlinked file, so that descriptors do not pile up."""
+        if self._spool < 0:
+            import tempfile
+
+            with tempfile.TemporaryFile() as file:
+                self._spool = os.dup(file.fileno())
+        start = os.lseek(self._spool, 0, os.SEEK_END)
+        for source in (stdout, stderr):
+            for piece in _pieces(source, 0, _size(source)):
+                _write(self._spool, piece)
+        return _Waiting(name, start, _size(stdout), _size(stderr))
+
+    def _print(self, name: str, target: int, pieces: Iterator[bytes]) -> None:
+        prefix = os.fsencode(name) + b"\t" if self._tag else b""
+        fresh = True
+        for piece in pieces:
+            self._before()
+            if prefix:
+                tagged = piece.replace(b"\n", b"\n" + prefix)
+                if piece.endswith(b"\n"):
+                    tagged = tagged[: -len(prefix)]
+                piece, fresh = (prefix + tagged if fresh else tagged), piece.endswith(b"\n")
+            _write(target, piece)
+
+
+def _size(source: int) -> int:
+    return os.fstat(source).st_size if source >= 0 else 0
+
+
+def _pieces(source: int, offset: int, size: int) -> Iterator[bytes]:
+    for at in range(0, size, _PIECE_BYTES):
+        yield os.pread(source, min(_PIECE_BYTES, size - at), offset + at)
+
+
+def _write(target: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]

@@ -1,0 +1,68 @@
+"""`ppss.toml` in the current directory: defaults for options, below the environment and the command line.
+
+Top-level keys are long option names without the dashes, and count for every verb that has the option; a table
+`[run]` counts for that verb only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ppss_queue.errors import BadInput
+
+FILE_NAME = "ppss.toml"
+
+
+def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, dict[str, object]]:
+    """Defaults per verb; `options` gives the option names of each verb. No file: nothing.
+
+    Raises BadInput for a file that is no TOML, an unknown option, or a file of another user: it could bring a
+    command that this user never wrote.
+    """
+    path = directory / FILE_NAME
+    try:
+        owner = path.stat().st_uid
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"'{path}' can't be read ({error}). Mend or remove it.") from None
+    if owner not in (os.getuid(), 0):
+        raise BadInput(f"'{path}' belongs to another user, who could run commands as you. Copy or remove it.")
+    import tomllib
+
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"'{path}' is no valid TOML: {error}.") from None
+    found: dict[str, dict[str, object]] = {verb: {} for verb in options}
+    known = {name for names in options.values() for name in names}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key not in options:
+                raise BadInput(
+                    f"'{path}' has a table [{key}], but there is no such verb.{_hint(key, options)}"
+                )
+            for name, inner in value.items():
+                _set(found[key], path, name, inner, options[key])
+            continue
+        if key not in known:
+            raise BadInput(f"'{path}' sets '{key}', which is no option.{_hint(key, known)}")
+        for verb, names in options.items():
+            if key in names and not (isinstance(values.get(verb), dict) and key in values[verb]):
+                _set(found[verb], path, key, value, names)
+    return found
+
+
+def _set(found: dict[str, object], path: Path, name: str, value: object, names: Collection[str]) -> None:
+    if name not in names:
+        raise BadInput(f"'{path}' sets '{name}', which is no option there.{_hint(name, names)}")
+    found[name.replace("-", "_")] = value
+
+
+def _hint(name: str, names: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,34 @@
+"""Makes what is written to the embedded server reach the disk before the answer.
+
+Its append-only file is flushed each second (`everysec`), and WAITAOF answers before that. With `appendfsync
+always` the server flushes before it replies, all that was written earlier too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ppss_queue.connection import Connection
+from ppss_queue.server import ServerPlace
+
+
+@contextmanager
+def durable(place: ServerPlace, connection: Connection) -> Iterator[None]:
+    """Whatever is written inside, and before, is on disk when its reply comes.
+
+    One process at a time, or another one's end would switch it off too early.
+    Raises what connection.execute raises.
+    """
+    lock = os.open(place.directory / "durable.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        connection.execute("CONFIG", "SET", "appendfsync", "always")
+        try:
+            yield
+        finally:
+            connection.execute("CONFIG", "SET", "appendfsync", "everysec")
+    finally:
+        os.close(lock)

@@ -1,0 +1,138 @@
+"""Looking at the items of a run. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ppss_queue.connection import Reply
+from ppss_queue.errors import PpssError, UnknownItem, UnknownRun
+from ppss_queue.model import Item, ItemView, Outcome, State, job_id, seq_of_job
+from ppss_queue.store import CHUNK, Store, integer, outcome_of, read_kept_output, read_members, text
+
+_FIELDS = ("status", "description", "item", "root", "attempts", "lost", "outcome")
+_STATES = {
+    "queued": State.READY,
+    "started": State.LEASED,
+    "scheduled": State.DELAYED,
+    "finished": State.SUCCEEDED,
+    "failed": State.FAILED,
+    "canceled": State.CANCELLED,
+}
+_REGISTRIES = {
+    State.LEASED: "wip",
+    State.DELAYED: "scheduled",
+    State.SUCCEEDED: "finished",
+    State.FAILED: "failed",
+    State.CANCELLED: "canceled",
+}
+
+
+def items(store: Store, run: str, state: State | None = None) -> Iterator[ItemView]:
+    """The items of a run in input order, of one state or all, in chunks: not one moment's picture.
+
+    Items deleted from a dashboard are left out. Raises UnknownRun.
+    """
+    counts = next(store.counts([run]), None)
+    if counts is None:
+        raise UnknownRun(f"There is no run '{run}'. See which there are: ppss status")
+    leased = _leased(store, run)
+    if state is None:
+        seqs: Iterable[int] = range(1, counts.total + 1)
+    elif state is State.LEASED:
+        seqs = sorted(leased)
+    elif state is State.READY:
+        seqs = sorted(
+            seq_of_job(job)
+            for job in read_members(store.connection.execute("LRANGE", store.keys.queue(run), 0, -1))
+        )
+    else:
+        key = store.keys.registry(_REGISTRIES[state], run)
+        seqs = sorted(seq_of_job(job) for job in read_members(store.connection.execute("ZRANGE", key, 0, -1)))
+    for view in _views(store, run, seqs, leased):
+        if state is None or view.state is state:
+            yield view
+
+
+def view(store: Store, run: str, seqs: Sequence[int]) -> list[ItemView]:
+    """These items, those that are gone left out."""
+    return list(_views(store, run, seqs, _leased(store, run)))
+
+
+def find(store: Store, run: str, names: Sequence[str]) -> list[int]:
+    """Numbers of the items given by name or as `#17`; a name that several items have means all of them.
+
+    Raises UnknownItem, UnknownRun.
+    """
+    seqs: list[int] = []
+    wanted: set[str] = set()
+    for name in names:
+        if name.startswith("#") and name[1:].isdigit():
+            seqs.append(int(name[1:]))
+        else:
+            wanted.add(name)
+    if seqs:
+        known = {found.seq for found in view(store, run, seqs)}
+        for seq in seqs:
+            if seq not in known:
+                raise UnknownItem(f"Run {run} has no item #{seq}. See which there are: ppss items {run}")
+    found_names: set[str] = set()
+    if wanted:
+        for found in items(store, run):
+            if found.name in wanted:
+                seqs.append(found.seq)
+                found_names.add(found.name)
+    for name in wanted - found_names:
+        raise UnknownItem(f"Run {run} has no item '{name}'. See which there are: ppss items {run}")
+    return seqs
+
+
+def output(store: Store, run: str, seq: int) -> str:
+    """What Redis kept of the item's last output; empty if nothing."""
+    job = job_id(run, seq)
+    stream, kept = _both(
+        store,
+        ("XREVRANGE", store.keys.results(job), "+", "-", "COUNT", 1),
+        ("HGET", store.keys.job(job), "output"),
+    )
+    if isinstance(stream, list) and stream:
+        entry = stream[0]
+        fields = read_members(entry[1]) if isinstance(entry, list) else ()
+        return read_kept_output(dict(zip(fields[::2], fields[1::2], strict=True))["exc_string"].encode())
+    return read_kept_output(kept) if isinstance(kept, bytes) else ""
+
+
+def _both(store: Store, *commands: tuple[str | int, ...]) -> list[Reply]:
+    replies: list[Reply] = []
+    for reply in store.connection.execute_many(commands):
+        if isinstance(reply, PpssError):
+            raise reply
+        replies.append(reply)
+    return replies
+
+
+def _leased(store: Store, run: str) -> frozenset[int]:
+    members = read_members(store.connection.execute("ZRANGE", store.keys.registry("wip", run), 0, -1))
+    return frozenset(seq_of_job(member.partition(":")[0]) for member in members)
+
+
+def _views(store: Store, run: str, seqs: Iterable[int], leased: frozenset[int]) -> Iterator[ItemView]:
+    chunk: list[int] = []
+    for seq in seqs:
+        chunk.append(seq)
+        if len(chunk) == CHUNK:
+            yield from _chunk(store, run, chunk, leased)
+            chunk = []
+    if chunk:
+        yield from _chunk(store, run, chunk, leased)
+
+
+def _chunk(store: Store, run: str, seqs: list[int], leased: frozenset[int]) -> Iterator[ItemView]:
+    replies = _both(store, *(("HMGET", store.keys.job(job_id(run, seq)), *_FIELDS) for seq in seqs))
+    for seq, reply in zip(seqs, replies, strict=True):
+        if not isinstance(reply, list) or reply[1] is None:
+            continue
+        status, description, exact, root, attempts, lost, outcome = reply
+        item = Item(seq, text(exact) or text(description), integer(root))
+        state = State.LEASED if seq in leased else _STATES.get(text(status), State.READY)
+        ended: Outcome = outcome_of(outcome)
+        yield ItemView(item, state, integer(attempts), integer(lost), ended)

@@ -1,0 +1,107 @@
+"""Logs on the worker's disk: output of failed items (or of all), and a job log that spreadsheets read."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ppss_queue.command import shell_quoted
+from ppss_queue.model import Item
+from ppss_worker.attempts import Ended, Verdict
+from ppss_worker.process import capture_tail
+
+LOG_BYTES = 64 * 1024
+"""Of each of stdout and stderr, from the end; `--keep-output` and `--logs` keep all."""
+_PIECE_BYTES = 1024 * 1024
+_HEADER = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n"
+
+
+def kept_log(state_directory: Path, run: str, seq: int) -> Path:
+    """Where the output of an item's last attempt is kept on the machine that ran it."""
+    return state_directory / "logs" / run / f"{seq:07d}.log"
+
+
+def log_name(item: Item) -> str:
+    """File name of an item's log below --logs: its number keeps names apart, the rest is for people."""
+    readable = re.sub(r"[^\w.@%+=,-]+", "_", item.name, flags=re.ASCII).strip("_")[-80:]
+    return f"{item.seq:07d}-{readable}.log" if readable else f"{item.seq:07d}.log"
+
+
+class Logs:
+    """Writes the logs of one worker."""
+
+    def __init__(self, state_directory: Path, directory: Path | None) -> None:
+        """`directory`: --logs, made if missing: a log per item in `<run>/`, and the job log `<run>.joblog`."""
+        self._state = state_directory
+        self._directory = directory
+        self._joblogs: dict[str, int] = {}
+
+    def write(self, ended: Ended) -> None:
+        """Raises OSError where the disk can't take it."""
+        if ended.verdict in (Verdict.LOST, Verdict.RELEASED):
+            return
+        run, item = ended.run.id, ended.lease.item
+        failed = ended.verdict is not Verdict.SUCCEEDED
+        if failed or ended.run.spec.keep_output:
+            limit = None if ended.run.spec.keep_output else LOG_BYTES
+            _save(kept_log(self._state, run, item.seq), ended, limit)
+        if self._directory is not None:
+            _save(self._directory / run / log_name(item), ended, None)
+            os.write(self._joblog(run), os.fsencode(_line(ended)))
+
+    def close(self) -> None:
+        for descriptor in self._joblogs.values():
+            os.close(descriptor)
+        self._joblogs.clear()
+
+    def _joblog(self, run: str) -> int:
+        if run not in self._joblogs:
+            assert self._directory is not None
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"{run}.joblog"
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            if not os.fstat(descriptor).st_size:
+                os.write(descriptor, _HEADER.encode())
+            self._joblogs[run] = descriptor
+        return self._joblogs[run]
+
+
+def _save(path: Path, ended: Ended, limit_bytes: int | None) -> None:
+    """stdout, then stderr."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        for source in (ended.stdout, ended.stderr):
+            if source < 0:
+                continue
+            if limit_bytes is not None:
+                tail, size = capture_tail(source, limit_bytes)
+                if size > len(tail):
+                    file.write(f"[the first {size - len(tail):,} bytes are left out]\n".encode())
+                file.write(tail)
+                continue
+            size = os.fstat(source).st_size
+            for at in range(0, size, _PIECE_BYTES):
+                file.write(os.pread(source, min(_PIECE_BYTES, size - at), at))
+        if ended.stdout < 0 and ended.outcome.last_line:
+            file.write(os.fsencode(ended.outcome.last_line) + b"\n")
+
+
+def _line(ended: Ended) -> str:
+    """As GNU parallel's --joblog; the last column is the item, quoted so that tabs and newlines can't break it."""
+    outcome = ended.outcome
+    received = sum(os.fstat(source).st_size for source in (ended.stdout, ended.stderr) if source >= 0)
+    # GNU parallel gives -1 for what timed out.
+    exit_value = -1 if outcome.exit_code is None and not outcome.signal else outcome.exit_code or 0
+    fields = (
+        ended.lease.item.seq,
+        outcome.node,
+        f"{ended.started_epoch:.3f}",
+        f"{outcome.seconds:.3f}",
+        0,
+        received,
+        exit_value,
+        outcome.signal or 0,
+        shell_quoted([ended.lease.item.name]),
+    )
+    return "\t".join(str(field) for field in fields) + "\n"
