@@ -107,7 +107,7 @@ def ensure_running(place: ServerPlace) -> str:
         if lock is None:
             return place.address
         os.close(lock)
-        raise MachineFailed(_cannot_start(place, _last_words(place, log_offset)))
+        raise MachineFailed(_cannot_run(place, _last_words(place, log_offset)))
 
 
 def status(place: ServerPlace) -> ServerStatus | None:
@@ -269,9 +269,8 @@ def _acquire(place: ServerPlace) -> int | None:
             if reply:
                 limit_seconds = _LOADING_SECONDS
         elif (lock := _try_lock(place)) is not None:
-            if (
-                _ask(place, "PING", _ANSWER_SECONDS) is None
-            ):  # it may have come up since, its lock file deleted by someone
+            # It may have come up since: without holding this lock if someone deleted its lock file.
+            if _ask(place, "PING", _ANSWER_SECONDS) is None:
                 return lock
             os.close(lock)
         elif time.monotonic() - heard > _UNREACHABLE_SECONDS:
@@ -286,16 +285,15 @@ def _spawn(place: ServerPlace, lock: int) -> int:
     import subprocess
 
     program = binary()
-    log = os.open(
-        place.directory / "server.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
+    log_file = place.directory / "server.log"
+    log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(log).st_size > _LOG_BYTES:
             os.ftruncate(log, 0)
         offset = os.fstat(log).st_size
         # `daemonize` leaves no child behind: a worker that waits for its children never meets the server.
         launcher = subprocess.Popen(
-            [program, *_options(place), "--daemonize", "yes", "--logfile", place.directory / "server.log"],
+            [program, *_options(place), "--daemonize", "yes", "--logfile", log_file],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -444,9 +442,9 @@ def _last_words(place: ServerPlace, offset: int) -> str:
     return f'its log ends with "{said[-1]}"' if said else "it ended without a word"
 
 
-def _cannot_start(place: ServerPlace, why: str) -> str:
+def _cannot_run(place: ServerPlace, why: str) -> str:
     return (
-        f"the embedded server can't start in '{place.directory}': {why}. Mend that, set PPSS_STATE_DIR to "
+        f"the embedded server can't run in '{place.directory}': {why}. Mend that, set PPSS_STATE_DIR to "
         "another directory, or name a running server with --url."
     )
 
@@ -467,4 +465,4 @@ def _machine_errors(place: ServerPlace) -> Iterator[None]:
         yield
     except OSError as error:
         name = f": '{os.fsdecode(error.filename)}'" if error.filename else ""
-        raise MachineFailed(_cannot_start(place, f"{error.strerror or error}{name}")) from None
+        raise MachineFailed(_cannot_run(place, f"{error.strerror or error}{name}")) from None

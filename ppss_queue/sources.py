@@ -12,8 +12,7 @@ Rules worth knowing, each in one place below:
 - The same source twice gives its items twice, as it would with xargs.
 """
 
-# Names are bytes to keep: pathlib would take off `./` and `//`, and costs more than the walk itself.
-# ruff: noqa: PTH109, PTH112, PTH114, PTH115, PTH116, PTH118, PTH119, PTH120, PTH123
+# os.path, not pathlib: names are kept as they are, and a Path per name costs more than the walk itself.
 
 from __future__ import annotations
 
@@ -365,7 +364,7 @@ def _glob(pattern: str) -> str:
 
 def _glob_step(step: str) -> str:
     """`*`, `?`, `[a-z]`, `[!a-z]` and backslash as in `find -name`; an unclosed bracket is itself."""
-    tokens = re.findall(r"\\.|\[[!^]?\]?[^\]]*\]|.", step, re.DOTALL)
+    tokens = re.findall(r"\\.|\[[!^]?\]?(?:\\.|[^\]\\])*\]|.", step, re.DOTALL)
     return "".join(_glob_token(token) for token in tokens)
 
 
@@ -377,7 +376,7 @@ def _glob_token(token: str) -> str:
     if token[0] == "\\":
         return re.escape(token[1:])
     negated = token[1] in "!^"
-    ranges = re.findall(r"(.)-(.)|(.)", token[1 + negated : -1], re.DOTALL)
+    ranges = re.findall(r"\\?+(.)-\\?+(.)|\\?+(.)", token[1 + negated : -1], re.DOTALL)
     members = ["-".join(map(re.escape, (a, z))) if a else re.escape(one) for a, z, one in ranges if a <= z]
     if negated:
         return f"[^/{''.join(members)}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -235,7 +236,12 @@ def test_a_relative_state_directory_does_not_move_with_the_working_directory() -
 def test_a_place_too_long_for_a_socket_gets_one_in_the_temporary_directory(home: dict[str, str]) -> None:
     home["PPSS_STATE_DIR"] += "/" + "d" * 100
     place = server.default_place(home)
-    assert place == server.default_place({**home, "TMPDIR": "/elsewhere"})
+    code = "from ppss_queue import server; print(server.default_place().socket)"
+    elsewhere = {**home, "TMPDIR": "/var/tmp"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
+    )
+    assert said.stdout == f"{place.socket}\n"
     assert len(os.fsencode(place.socket)) < 104
     assert str(os.geteuid()) in place.socket.parent.name
     try:
@@ -307,6 +313,18 @@ def test_ctrl_c_and_a_closed_terminal_do_not_reach_the_server(
                 os.killpg(process.pid, number)
         process.wait(20)
     assert pid_of(place) == pid
+
+
+def test_ctrl_c_does_not_reach_a_server_that_is_just_starting(
+    place: ServerPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it has become a daemon, only a session of its own keeps the terminal's signals off."""
+    monkeypatch.setenv("PPSS_SERVER_BINARY", program(tmp_path, "ps -o sid= -p $$; exit 1"))
+    with pytest.raises(MachineFailed) as caught:
+        server.ensure_running(place)
+    session = re.search(r'ends with "(\d+)"', str(caught.value))
+    assert session is not None
+    assert int(session[1]) != os.getsid(0)
 
 
 def test_the_server_is_no_child_of_its_starter(place: ServerPlace) -> None:
@@ -492,7 +510,7 @@ def test_run_foreground_is_the_server_until_sigterm_and_a_second_one_is_told(
 def test_a_directory_that_can_not_be_made_is_one_sentence(home: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     home["PPSS_STATE_DIR"] = os.fspath(tmp_path / "file")
-    with pytest.raises(MachineFailed, match=r"can't start in .*Not a directory: '.*file.*PPSS_STATE_DIR"):
+    with pytest.raises(MachineFailed, match=r"can't run in .*Not a directory: '.*file.*PPSS_STATE_DIR"):
         server.ensure_running(server.default_place(home))
     home["PPSS_STATE_DIR"] = os.fspath(tmp_path / "unused")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -719,7 +720,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.nothing_remains_when_all_runs_are_purged()
+            if sys.exc_info()[0] is None:  # else a step has failed, which must not be hidden by what follows from it
+                self.nothing_remains_when_all_runs_are_purged()
         finally:
             self.connection.close()
             self.redis.close()

@@ -200,7 +200,10 @@ ESCAPEE_INNER = "echo $$ > pid-inner; exec setsid --wait sleep 60"
 
 
 def test_the_guardian_is_gone_after_an_orderly_end_and_kills_nothing_else(workers: Workers) -> None:
-    command = "setsid -f bash -c 'echo $$ > pid-left; exec sleep 60' > /dev/null 2>&1; sleep 0.2"
+    command = (
+        "setsid -f bash -c 'echo $$ > pid-left; exec sleep 60' > /dev/null 2>&1; "
+        "while [ ! -s pid-left ]; do sleep 0.01; done"
+    )
     worker, guardian = workers.start("close", command)
     assert worker.wait(20) == 0
     assert gone(guardian)
@@ -255,6 +258,18 @@ def test_a_guardian_that_cannot_be_started_is_the_fault_of_the_machine(
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(MachineFailed, match="guardian can't be started"):
         Guardian.start()
+
+
+def test_close_kills_what_is_watched_and_spares_what_was_forgotten() -> None:
+    watched, forgotten = (subprocess.Popen(["sleep", "60"], process_group=0) for _ in range(2))
+    guardian = Guardian.start()
+    for process in (forgotten, watched):
+        guardian.watch(process.pid)
+    guardian.forget(forgotten.pid)
+    guardian.close()
+    assert watched.wait(20) == -signal.SIGKILL
+    forgotten.terminate()
+    assert forgotten.wait(20) == -signal.SIGTERM
 
 
 def test_registered_groups_are_killed_without_any_marker(tmp_path: Path) -> None:

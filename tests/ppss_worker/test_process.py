@@ -381,8 +381,9 @@ def test_output_can_be_read_while_the_command_runs(bench: Bench) -> None:
 def test_late_output_of_an_escaped_grandchild_does_not_get_into_the_next_capture(
     bench: Bench, tmp_path: Path
 ) -> None:
-    late = "while [ ! -e go ]; do sleep 0.01; done; echo late; echo late >&2; touch said"
-    child = bench.spawn("setsid", "-f", "sh", "-c", late)
+    late = "touch out; while [ ! -e go ]; do sleep 0.01; done; echo late; echo late >&2; touch said"
+    escape = f"setsid -f sh -c '{late}'; while [ ! -e out ]; do sleep 0.01; done"
+    child = bench.spawn("sh", "-c", escape)
     bench.wait(child)
     child.close()
     following = bench.spawn("sh", "-c", "echo mine; touch go; while [ ! -e said ]; do sleep 0.01; done")
@@ -514,7 +515,7 @@ def test_children_of_others_are_left_to_them_and_hide_nothing(bench: Bench) -> N
         child.close()
 
 
-def test_a_thousand_spawns_leave_no_descriptor_open(bench: Bench) -> None:
+def test_a_thousand_spawns_leave_no_descriptor_and_nothing_watched(bench: Bench) -> None:
     def open_descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -528,6 +529,7 @@ def test_a_thousand_spawns_leave_no_descriptor_open(bench: Bench) -> None:
         with pytest.raises(SpawnFailed):
             bench.spawn("./no-such-program")
     assert open_descriptors() == before
+    assert not bench.guardian._places
 
 
 def test_sigchld_makes_the_descriptor_readable_and_others_come_along(bench: Bench) -> None:

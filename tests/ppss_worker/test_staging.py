@@ -1,8 +1,5 @@
 """Outputs appear whole, under final names, of the newest attempt only, and never outside the directory."""
 
-# Names of bytes, and the calls that the subject makes itself.
-# ruff: noqa: PTH101, PTH102, PTH103, PTH106, PTH108, PTH115, PTH118, PTH208, PTH211
-
 from __future__ import annotations
 
 import errno

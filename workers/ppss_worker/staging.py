@@ -13,9 +13,6 @@ Whatever the command made is moved as it is: links stay links, dangling or not; 
 Nothing is synced to disk: that a crash of the whole machine loses no output is not promised.
 """
 
-# Path knows no dir_fd, and costs more than the system calls here.
-# ruff: noqa: PTH102, PTH103, PTH106, PTH108, PTH118, PTH120, PTH208
-
 from __future__ import annotations
 
 import errno
