@@ -40,7 +40,8 @@ _WORKER_PROGRAM = """
 import pathlib, sys
 from ppss_queue.keys import Keys
 from ppss_queue.queue import connect
-from ppss_worker import worker
+from ppss_worker import leases, worker
+leases.HEARTBEAT_SECONDS = 0.5
 worker.LOOK_AGAIN_SECONDS = worker.TIDY_SECONDS = 3600.0
 
 class Observer:
@@ -84,7 +85,7 @@ def frozen_run(queue: Queue, names: Sequence[str] = NAMES, output: bytes = b"out
     leases = dict(zip(NAMES, read_claim(call(calls.claim(5, 5))).leases, strict=False))
     call(calls.start(run.id, [(lease, 1) for name, lease in leases.items() if name != "unstarted"]))
     bad = Outcome(exit_code=3, seconds=0.5, node="node", slot=1)
-    kept = kept_output(output)
+    kept = kept_output(output) if output else b""
     call(calls.fail(run.id, [(leases["delayed"], bad, 3600.0, kept), (leases["failed"], bad, None, kept)]))
     call(calls.ack(run.id, [(leases["finished"], Outcome(exit_code=0, seconds=0.5, node="node", slot=1), b"")]))
     queue.store.cancel_items(run.id, [8])
@@ -111,8 +112,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
 
 
+def rq_here(address: str, verb: str, *arguments: str) -> str:
+    """What a stock `rq VERB` prints, without the second that a new process costs."""
+    from click.testing import CliRunner
+    from rq.cli.cli import main
+
+    result = CliRunner().invoke(main, [verb, "--url", address, *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def rq(address: str, verb: str, *arguments: str, **variables: str) -> str:
-    """What a stock `rq VERB` prints."""
+    """The same in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "rq.cli", verb, "--url", address, *arguments],
         env=environment(**variables), text=True, timeout=60, check=True,

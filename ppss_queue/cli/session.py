@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,8 @@ class Session:
             self._counts = read_counts(self._run.id, reply)
 
     def _progress(self, counts: Counts, now: float) -> Progress:
+        if len(counts.workers) < 2:  # the counts are a moment old, and know of an end only when it was told
+            counts = replace(counts, running=len(self._begun))
         longest = min(self._begun.values(), key=lambda begun: begun.since, default=None)
         return Progress.of(
             counts,

@@ -46,7 +46,7 @@ def summarize(run: Run, counts: Counts, *, wall_seconds: float, slots: int) -> l
     if counts.left:
         parts.append(f"{format_count(counts.left)} left")
     work = ""
-    if slots and wall_seconds > 0 and counts.work_seconds:
+    if slots and wall_seconds >= 1 and counts.work_seconds:
         speedup = counts.work_seconds / wall_seconds
         work = f" · {format_duration(counts.work_seconds)} of work on {plural(slots, 'slot')}, {speedup:.1f}x"
     lines = [f"run {run.id} {what} in {format_duration(wall_seconds)}: {', '.join(parts)}{work}"]

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _WORKER_OPTIONS = (
-    option("-p", "--slots", "-j", "-P", "slots", type=Slots(), metavar="N", help="Items at once: 8, 50%, -1 (all cores but one). Default: all cores."),
+    option("-p", "--slots", "-j", "-P", "slots", type=Slots(), metavar="N",
+           help="Items at once: 8, 50%, -1 (all cores but one). Default: all cores."),
     option("--nice", type=click.IntRange(-20, 19), default=0, metavar="N", help="Lower the priority of commands."),
-    option("-D", "--delay", type=Duration(), default="0", metavar="TIME", help="Wait a random time up to this before the first item."),
-    option("--logs", type=click.Path(file_okay=False), metavar="DIR", help="A log per item, and a job log as GNU parallel writes it."),
+    option("-D", "--delay", type=Duration(), default="0", metavar="TIME",
+           help="Wait a random time up to this before the first item."),
+    option("--logs", type=click.Path(file_okay=False), metavar="DIR",
+           help="A log per item, and a job log as GNU parallel writes it."),
     option("--node-name", metavar="NAME", help="Name of this machine in lists. Default: its host name."),
 )  # fmt: skip
 

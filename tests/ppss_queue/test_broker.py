@@ -34,6 +34,7 @@ from rq_view import (
     environment,
     frozen_run,
     rq,
+    rq_here,
     states,
     wait_until_idle,
     worker,
@@ -119,11 +120,27 @@ def test_a_worker_shows_heartbeat_state_and_current_job(frozen: Frozen, redis: R
     assert RqWorker.all(queue=RqQueue(frozen.run.id, connection=redis))[0].name == WORKER
 
 
-def test_an_item_that_failed_without_a_word_has_a_message_all_the_same(queue: Queue, redis: Redis) -> None:
+def test_an_item_that_failed_without_a_word_has_a_message_all_the_same(
+    queue: Queue, redis: Redis, address: str, tmp_path: Path
+) -> None:
     """The dashboard offers to requeue only what has a message."""
-    frozen = frozen_run(queue, output=b"")
-    result = Job.fetch(frozen.jobs["failed"], connection=redis).latest_result()
+    run = queue.enqueue(["a"], command=': $ITEM; exit 3')
+    with worker(address, tmp_path / "state", burst=True):
+        pass
+    result = Job.fetch(f"{run.id}-0000001", connection=redis).latest_result()
     assert result and "exit 3" in str(result.exc_string)
+
+
+def test_an_item_whose_worker_died_too_often_has_a_message_too(queue: Queue, redis: Redis) -> None:
+    run = queue.enqueue(["a"], command="true", visibility_seconds=0.01, max_lost=0)
+    calls = Calls(queue.keys, WORKER, "ab")
+    (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
+    scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))
+    wait_until(lambda: run.status().expired == 1, "the lease expires")
+    scripts.run(queue.connection, calls.claim(1, 1))
+    assert states(run.status())["failed"] == 1
+    result = Job.fetch(lease.job, connection=redis).latest_result()
+    assert result and "worker died" in str(result.exc_string)
 
 
 def test_rq_info_shows_the_run_and_disturbs_nothing(frozen: Frozen, redis: Redis, address: str) -> None:
@@ -146,7 +163,7 @@ def test_an_expired_lease_is_not_reaped_by_rq_but_by_the_next_claim(queue: Queue
     (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
     scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))
     wait_until(lambda: run.status().expired == 1, "the lease expires")
-    rq(address, "info")
+    rq_here(address, "info")
     assert Job.fetch(lease.job, connection=redis).get_status().value == "started"
     (again,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
     assert again.job == lease.job and again.token != lease.token
@@ -190,7 +207,7 @@ def test_a_requeued_item_that_succeeds_shows_no_old_failure(
     queue: Queue, redis: Redis, address: str, tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
-    run = queue.enqueue(["a"], command=f'test -n "$ITEM" -a -e {flag}')
+    run = queue.enqueue(["a"], command=f'test -n "$ITEM" -a -e {flag} || {{ echo too early; false; }}')
     with worker(address, tmp_path / "state"):
         wait_until(lambda: states(run.status())["failed"] == 1, "the item failed")
         wait_until_idle(redis)
@@ -210,12 +227,12 @@ def test_rq_suspend_keeps_a_busy_worker_from_new_items_until_rq_resume(
     run = queue.enqueue(["a", "b", "c"], command=f'[ "$ITEM" != a ] || read _ < {gate}')
     with worker(address, tmp_path / "state"):
         wait_until(lambda: run.status().running == 1, "the first item runs")
-        rq(address, "suspend")
+        rq_here(address, "suspend")
         gate.write_text("go\n")
         wait_until(lambda: states(run.status())["succeeded"] == 1, "the first item ended")
         wait_until_idle(redis)
         assert states(run.status())["ready"] == 2
-        rq(address, "resume")
+        rq_here(address, "resume")
         wait_until(lambda: run.status().state is RunState.DONE, "the rest ran")
         assert states(run.status())["succeeded"] == 3
 
@@ -225,11 +242,11 @@ def test_an_idle_worker_that_rq_suspended_goes_on_after_rq_resume(
 ) -> None:
     with worker(address, tmp_path / "state"):
         wait_until_idle(redis)
-        rq(address, "suspend")
+        rq_here(address, "suspend")
         run = queue.enqueue(["a"], command="true")
-        rq(address, "info")
+        rq_here(address, "info")
         assert states(run.status())["ready"] == 1
-        rq(address, "resume")
+        rq_here(address, "resume")
         wait_until(lambda: states(run.status())["succeeded"] == 1, "the item ran")
 
 
@@ -237,7 +254,7 @@ def test_a_suspension_that_ends_by_itself_wakes_an_idle_worker(
     queue: Queue, redis: Redis, address: str, tmp_path: Path
 ) -> None:
     with worker(address, tmp_path / "state"):
-        rq(address, "suspend", "--duration", "1")
+        rq_here(address, "suspend", "--duration", "1")
         run = queue.enqueue(["a"], command="true")
         wait_until(lambda: states(run.status())["succeeded"] == 1, "the item ran")
 
@@ -363,7 +380,7 @@ def test_rq_key_prefix_moves_our_view_with_rq(queue: Queue, redis: Redis, addres
     )  # fmt: skip
     run = made.stdout.strip()
     assert f"queue {run} 2" in rq(address, "info", "--raw", RQ_KEY_PREFIX="other")
-    assert run not in rq(address, "info", "--raw")
+    assert run not in rq_here(address, "info", "--raw")
     with worker(address, tmp_path / "state", burst=True, RQ_KEY_PREFIX="other"):
         pass
     assert redis.zcard(f"other:finished:{run}") == 2

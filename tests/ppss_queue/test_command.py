@@ -193,7 +193,7 @@ DIRECT = [
     ("prog '' \"\" {}", ("prog", "", "", "a b.wav")),
     ('prog "a\\$b\\"c\\\\d\\e" {}', ("prog", 'a$b"c\\d\\e', "a b.wav")),
     ("prog a\\ b \\; {}", ("prog", "a b", ";", "a b.wav")),
-    ("prog \\\n  a\\\nb {}", ("prog", "ab", "a b.wav")),
+    ('prog \\\n  a\\\nb "a\\\nb" {}', ("prog", "ab", "ab", "a b.wav")),
     ("\\prog x=1 a:b,c@d%e+f {}", ("prog", "x=1", "a:b,c@d%e+f", "a b.wav")),
     ("'my prog' {}", ("my prog", "a b.wav")),
     ("awk '{print $1}'", ("awk", "{print $1}", "a b.wav")),
@@ -293,6 +293,7 @@ def test_whatever_bash_would_expand_or_do_itself_goes_to_bash(text: str) -> None
             "x=$(case {} in *.a) echo 1;; (b) echo 2;; esac); echo {}",
             'x=$(case "${ITEM}" in *.a) echo 1;; (b) echo 2;; esac); echo "${ITEM}"',
         ),
+        ('echo "$(case x in a) cat {/};; esac)"', 'echo "$(case x in a) cat "${PPSS_R_BASE}";; esac)"'),
         ("prog {} &> {.}", 'prog "${ITEM}" &> "${PPSS_R_NOEXT}"'),
     ],
 )
@@ -613,9 +614,13 @@ def test_quoted_words_come_back_exactly_from_one_printable_line(word: str, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_program_with_an_odd_name_is_quoted_as_a_program(tmp_path: Path) -> None:
+def test_a_program_with_an_odd_name_is_quoted_as_a_program() -> None:
     assert shell_quoted(["a=b", "c=d"]) == "'a=b' c=d"
     assert shell_quoted(["if"]) == "'if'"
+
+
+def test_an_interactive_bash_finds_no_history_to_expand() -> None:
+    assert shell_quoted(["x", "!1", "a\n!2"]) == r"x '!1' $'a\n\x212'"
 
 
 @pytest.mark.parametrize(

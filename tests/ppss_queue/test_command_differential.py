@@ -174,7 +174,7 @@ expanding = st.one_of(
 simple_words = st.lists(fragments, min_size=1, max_size=3).map(joined)
 any_words = st.lists(st.one_of(fragments, expanding), min_size=1, max_size=3).map(joined)
 programs = st.sampled_from(
-    ["argv"] * 6
+    ["argv"] * 12
     + ["'argv'", "ar\\gv", 'a"rg"v', "nonesuch", "printf '%s|'", "X=1 argv", "$NONE argv", "! argv"]
 ).map(same)
 END = "\0"
@@ -185,7 +185,7 @@ blanks = st.sampled_from([" ", " ", "\t ", " \\\n "])
 
 @st.composite
 def simple_commands(draw: st.DrawFn, words: st.SearchStrategy[Piece]) -> Piece:
-    return joined([draw(programs), *draw(st.lists(words, max_size=4))], draw(blanks)) + same(END)
+    return joined([draw(programs), *draw(st.lists(words, min_size=1, max_size=4))], draw(blanks)) + same(END)
 
 
 @dataclass(frozen=True)

@@ -638,6 +638,8 @@ def pattern_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _pieces = ["a", "b", "c", "*", "?", "\n", "-", "!", "^", "[", "]", "\\[", "\\*", "\\\\"]
 _pieces += [
     "[ab]",
+    "[\\]a]",
+    "[a\\-c]",
     "[!a]",
     "[^a]",
     "[^]",

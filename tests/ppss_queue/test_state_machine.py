@@ -28,7 +28,6 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 from rq import Queue
-from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.suspension import resume as rq_resume
@@ -45,6 +44,9 @@ from ppss_queue.store import text as decoded
 VISIBILITY_SECONDS = 1000.0
 """No lease expires and no retry comes due by itself while a test runs."""
 WORKERS = ("w1", "w2", "w3")
+ANY = st.integers(0, 999)
+"""Which of those that there are, modulo their number."""
+PICKS = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 REGISTRIES = ("wip", "scheduled", "finished", "failed", "canceled")
 KEYS = Keys()
 
@@ -102,7 +104,9 @@ class Model:
     leased: dict[str, Attempt] = field(default_factory=dict)
     delayed: dict[str, int | None] = field(default_factory=dict)
     """Job to when it came due, as a count of such moments; None: not yet."""
-    ended: dict[str, set[str]] = field(default_factory=lambda: {"finished": set(), "failed": set(), "canceled": set()})
+    ended: dict[str, set[str]] = field(
+        default_factory=lambda: {"finished": set(), "failed": set(), "canceled": set()}
+    )
     events: Counter[tuple[int, str, int]] = field(default_factory=Counter)
     workers: set[str] = field(default_factory=set)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -163,31 +167,33 @@ class Model:
             self.state, self.reason = RunState.PAUSED, f"halted soon: {failed} items failed"
             self.events[0, "paused", 0] += 1
 
-    def take(self, want: int, idle: int) -> list[str]:
+    def take(self, want: int, idle: int, worker: str) -> list[str]:
         """Jobs of the next claim: expired leases, due retries, then the queue."""
-        jobs = []
-        expired = sorted((a for a in self.leased.values() if a.expired is not None), key=lambda a: (a.expired, a.member))
-        for attempt in expired[:want]:
-            job = attempt.lease.job
-            if not self.end_lease(attempt):
-                continue
-            item = self.items[job]
-            item.lost += attempt.started
-            if item.lost > self.spec.max_lost:
-                self.ends(job, "failed")
-            else:
-                jobs.append(job)
+        if want < 1:
+            return []
+        expired = sorted((a.expired, a.member, a) for a in self.leased.values() if a.expired is not None)
+        jobs = [attempt.lease.job for _, _, attempt in expired[:want] if self._lost_but_not_failed(attempt)]
         due = sorted((at, job) for job, at in self.delayed.items() if at is not None)
-        for _, job in due[: want - len(jobs)]:
-            del self.delayed[job]
-            jobs.append(job)
+        jobs += [job for _, job in due[: want - len(jobs)]]
+        self.delayed = {job: at for job, at in self.delayed.items() if job not in jobs}
         share = max(math.ceil(len(self.ready) / (2 * max(len(self.workers), 1))), idle)
         more = max(min(want, share) - len(jobs), 0)
         jobs += self.ready[:more]
         del self.ready[:more]
         for job in jobs:
             self.items[job].status = "queued"
+            self.workers.add(worker)
         return jobs
+
+    def _lost_but_not_failed(self, attempt: Attempt) -> bool:
+        job = attempt.lease.job
+        if not self.end_lease(attempt):
+            return False
+        self.items[job].lost += attempt.started
+        if self.items[job].lost > self.spec.max_lost:
+            self.ends(job, "failed")
+            return False
+        return True
 
 
 class LeaseMachine(RuleBasedStateMachine):
@@ -258,7 +264,9 @@ class LeaseMachine(RuleBasedStateMachine):
         halt=st.sampled_from([None, None, None, 2]),
         opened=st.booleans(),
     )
-    def create(self, items: int, priority: int, retries: int, max_lost: int, halt: int | None, opened: bool) -> None:
+    def create(
+        self, items: int, priority: int, retries: int, max_lost: int, halt: int | None, opened: bool
+    ) -> None:
         run = f"r{len(self.ids)}"
         self.ids.append(run)
         spec = RunSpec(
@@ -277,7 +285,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.open(len(self.runs) - 1)
 
     @precondition(any_run)
-    @rule(which=st.integers(0), items=st.integers(0, 4))
+    @rule(which=ANY, items=st.integers(0, 4))
     def add(self, which: int, items: int) -> None:
         model = self.some_run(which)
         encoded = [encode_item(f"item {number}") for number in range(items)]
@@ -289,7 +297,10 @@ class LeaseMachine(RuleBasedStateMachine):
             model.add(items)
 
     @precondition(any_run)
-    @rule(which=st.integers(0))
+    @rule(which=ANY, what=st.sampled_from(["open", "pause", "resume", "resume"]))
+    def steer(self, which: int, what: str) -> None:
+        {"open": self.open, "pause": self.pause, "resume": self.resume}[what](which)
+
     def open(self, which: int) -> None:
         model = self.some_run(which)
         if model.state is RunState.FILLING or (model.state is RunState.DONE and model.ready):
@@ -297,16 +308,12 @@ class LeaseMachine(RuleBasedStateMachine):
             model.settle()
         assert self.store.open(model.run) == model.state
 
-    @precondition(any_run)
-    @rule(which=st.integers(0))
     def pause(self, which: int) -> None:
         model = self.some_run(which)
         assert self.store.pause(model.run) == model.state
         if model.state is RunState.OPEN:
             model.state = RunState.PAUSED
 
-    @precondition(any_run)
-    @rule(which=st.integers(0))
     def resume(self, which: int) -> None:
         model = self.some_run(which)
         assert self.store.resume(model.run) == model.state
@@ -315,7 +322,7 @@ class LeaseMachine(RuleBasedStateMachine):
             model.settle()
 
     @precondition(any_run)
-    @rule(which=st.integers(0))
+    @rule(which=ANY)
     def cancel(self, which: int) -> None:
         model = self.some_run(which)
         if model.state is RunState.DONE:
@@ -352,7 +359,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert self.store.cancel_items(model.run, [seq_of_job(job) for job in jobs]) == cancelled
 
     @precondition(any_item)
-    @rule(which=st.integers(0), picks=st.none() | st.lists(st.integers(0, 1000), max_size=3))
+    @rule(which=ANY, picks=st.none() | st.lists(st.integers(0, 1000), max_size=3))
     def retry(self, which: int, picks: list[int] | None) -> None:
         model, _ = self.some_job(which)
         seqs = None if picks is None else list(dict.fromkeys(pick % len(model.items) + 1 for pick in picks))
@@ -372,7 +379,7 @@ class LeaseMachine(RuleBasedStateMachine):
             model.reopen()
 
     @precondition(any_run)
-    @rule(which=st.integers(0), by_time=st.booleans())
+    @rule(which=ANY, by_time=st.booleans())
     def purge(self, which: int, by_time: bool) -> None:
         """By hand, or by `tidy` since its time has come."""
         model = self.some_run(which)
@@ -408,58 +415,63 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(
         worker=st.sampled_from(WORKERS),
         want=st.integers(0, 6),
-        idle=st.integers(0, 2),
+        idle=st.integers(0, 4),
+        starts=st.booleans(),
         only=st.none() | st.lists(st.integers(0, 3), min_size=1, max_size=2),
     )
-    def claim(self, worker: str, want: int, idle: int, only: list[int] | None) -> None:
+    def claim(self, worker: str, want: int, idle: int, starts: bool, only: list[int] | None) -> None:
         runs = [f"r{number}" for number in only or ()]
         passes = {run.decode(): at for run, at in self.redis.zrange("ppss:open", 0, -1, withscores=True)}
         claimed = read_claim(self.call(self.calls[worker].claim(want, idle, runs=runs)))
         assert claimed.suspended is self.suspended
-        expected: list[tuple[str, str]] = []
+        if self.suspended:
+            assert not claimed.leases
+            return
         allowed = [self.runs[run] for run in passes if not runs or run in runs]
-        for model in allowed if not self.suspended else ():
-            left = want - len(expected)
-            if left > 0:
-                jobs = model.take(left, max(idle - len(expected), 0))
-                expected += [(model.run, job) for job in jobs]
-                if jobs:
-                    model.workers.add(worker)
-                    passes[model.run] += len(jobs) / model.spec.priority
-                model.settle()
+        expected: list[tuple[str, str]] = []
+        for model in allowed:
+            taken = model.take(want - len(expected), max(idle - len(expected), 0), worker)
+            expected += [(model.run, job) for job in taken]
+            passes[model.run] += len(taken) / model.spec.priority
         assert [(lease.run, lease.job) for lease in claimed.leases] == expected
-        for lease in claimed.leases:
-            model, item = self.runs[lease.run], self.runs[lease.run].items[lease.job]
-            assert (lease.attempts, lease.failures) == (item.attempts, item.failures)
-            attempt = Attempt(lease, worker)
-            model.leased[attempt.member] = attempt
-            self.attempts.append(attempt)
         for run in {run for run, _ in expected}:
             assert self.redis.zscore("ppss:open", run) == pytest.approx(passes[run])
+        attempts = [Attempt(lease, worker) for lease in claimed.leases]
+        for attempt in attempts:
+            item = self.runs[attempt.lease.run].items[attempt.lease.job]
+            assert (attempt.lease.attempts, attempt.lease.failures) == (item.attempts, item.failures)
+            self.runs[attempt.lease.run].leased[attempt.member] = attempt
+        self.attempts += attempts
+        for model in allowed if want else ():
+            if model.state is RunState.OPEN:
+                model.unsettled = True  # it was looked at only if the runs before it left some of `want`
+        for run in sorted({run for run, _ in expected}) if starts else ():
+            self._start(run, [attempt for attempt in attempts if attempt.lease.run == run])
 
     @precondition(any_attempt)
-    @rule(picks=st.lists(st.integers(0, 100), min_size=1, max_size=3), late=st.booleans())
+    @rule(picks=PICKS, late=st.booleans())
     def start(self, picks: list[int], late: bool) -> None:
-        run, attempts = self.some_attempts(picks, late)
-        lost = []
+        self._start(*self.some_attempts(picks, late))
+
+    def _start(self, run: str, attempts: list[Attempt]) -> None:
+        model, lost = self.runs.get(run), []
         for attempt in attempts:
-            model = self.runs.get(run)
-            if model is None or attempt.member not in model.leased:
-                lost.append(attempt.member)
-            elif not model.items[attempt.lease.job].wanted:
+            if model and attempt.member in model.leased and model.items[attempt.lease.job].wanted:
+                item = model.items[attempt.lease.job]
+                item.status, item.token = "started", attempt.lease.token
+                item.attempts += not attempt.started
+                attempt.started = True
+                continue
+            lost.append(attempt.member)
+            if model and attempt.member in model.leased:
                 model.end_lease(attempt)
                 model.unsettled = True
-                lost.append(attempt.member)
-            elif not attempt.started:
-                attempt.started = True
-                item = model.items[attempt.lease.job]
-                item.status, item.attempts, item.token = "started", item.attempts + 1, attempt.lease.token
         starts = [(attempt.lease, slot) for slot, attempt in enumerate(attempts, 1)]
         reply = self.call(self.calls[attempts[0].worker].start(run, starts))
         assert list(read_members(reply)) == lost
 
     @precondition(any_attempt)
-    @rule(picks=st.lists(st.integers(0, 100), min_size=1, max_size=3), late=st.booleans())
+    @rule(picks=PICKS, late=st.booleans())
     def renew(self, picks: list[int], late: bool) -> None:
         run, attempts = self.some_attempts(picks, late)
         reply = self.call(self.calls[attempts[0].worker].renew(run, [a.member for a in attempts]))
@@ -479,10 +491,10 @@ class LeaseMachine(RuleBasedStateMachine):
         assert list(renewed.lost) == lost
 
     @precondition(any_attempt)
-    @rule(picks=st.lists(st.integers(0, 100), min_size=1, max_size=3), late=st.booleans())
+    @rule(picks=PICKS, late=st.booleans())
     def ack(self, picks: list[int], late: bool) -> None:
         run, attempts = self.some_attempts(picks, late)
-        self.start(picks, late)  # as a worker does, so that a token is known when its ack comes again
+        self._start(run, attempts)  # as a worker does, so that a token is known when its ack comes again
         lost = []
         model = self.runs.get(run)
         for attempt in attempts:
@@ -497,14 +509,14 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @precondition(any_attempt)
     @rule(
-        picks=st.lists(st.integers(0, 100), min_size=1, max_size=3),
+        picks=PICKS,
         late=st.booleans(),
         delay=st.sampled_from([None, 0.0, 1000.0]),
         output=st.sampled_from([b"", b"eJwDAAAAAAE="]),
     )
     def fail(self, picks: list[int], late: bool, delay: float | None, output: bytes) -> None:
         run, attempts = self.some_attempts(picks, late)
-        self.start(picks, late)
+        self._start(run, attempts)
         self.moments += 1
         lost, failed = [], 0
         model = self.runs.get(run)
@@ -521,7 +533,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert list(read_members(self.call(self.calls[attempts[0].worker].fail(run, ended)))) == lost
 
     @precondition(any_attempt)
-    @rule(picks=st.lists(st.integers(0, 100), min_size=1, max_size=3), late=st.booleans())
+    @rule(picks=PICKS, late=st.booleans())
     def release(self, picks: list[int], late: bool) -> None:
         run, attempts = self.some_attempts(picks, late)
         model = self.runs.get(run)
@@ -553,11 +565,13 @@ class LeaseMachine(RuleBasedStateMachine):
     # Time
 
     @precondition(lambda self: any(model.leased for model in self.runs.values()))
-    @rule(pick=st.integers(0))
+    @rule(pick=ANY)
     def a_lease_expires(self, pick: int) -> None:
         run, (attempt,) = self.some_attempts([pick], late=False)
         attempt_key = KEYS.registry("wip", run)
-        assert self.redis.zadd(attempt_key, {attempt.member: self.now() + HUNDRED_YEARS_SECONDS}, xx=True, ch=True)
+        assert self.redis.zadd(
+            attempt_key, {attempt.member: self.now() + HUNDRED_YEARS_SECONDS}, xx=True, ch=True
+        )
         attempt.expired = self.moments
 
     @precondition(lambda self: any(None in model.delayed.values() for model in self.runs.values()))
@@ -565,76 +579,60 @@ class LeaseMachine(RuleBasedStateMachine):
     def retries_come_due(self) -> None:
         for model in self.runs.values():
             for job in [job for job, due in model.delayed.items() if due is None]:
-                assert self.redis.zadd(KEYS.registry("scheduled", model.run), {job: self.now()}, xx=True, ch=True)
+                assert self.redis.zadd(
+                    KEYS.registry("scheduled", model.run), {job: self.now()}, xx=True, ch=True
+                )
                 model.delayed[job] = self.moments
 
     # Somebody at a stock dashboard
 
-    @precondition(lambda self: any(model.ended["failed"] for model in self.runs.values()))
-    @rule(which=st.integers(0))
-    def dashboard_requeues(self, which: int) -> None:
+    @precondition(any_item)
+    @rule(which=ANY, what=st.sampled_from(["requeue", "requeue", "delete", "cancel", "empty", "suspend"]))
+    def dashboard(self, which: int, what: str) -> None:
+        model, job = self.some_job(which)
+        item = model.items[job]
+        if what == "requeue":
+            self._requeue(which)
+        elif what == "empty":
+            Queue(model.run, connection=self.redis).empty()
+            for ready in list(model.ready):
+                self._taken_away(model, ready, "deleted")
+        elif what == "suspend":
+            self.suspended = not self.suspended
+            (rq_suspend if self.suspended else rq_resume)(self.redis)
+        elif what == "delete" and item.status != "deleted":
+            Job.fetch(job, connection=self.redis).delete()
+            self._taken_away(model, job, "deleted")
+            model.orphans = {orphan for orphan in model.orphans if not orphan.startswith(f"{job}:")}
+        elif what == "cancel" and item.wanted:
+            Job.fetch(job, connection=self.redis).cancel()
+            model.orphans.update(self._taken_away(model, job, "canceled"))
+            model.ended["canceled"].add(job)
+
+    def _requeue(self, which: int) -> None:
         failed = [(model, job) for model in self.runs.values() for job in sorted(model.ended["failed"])]
+        if not failed:
+            return
         model, job = failed[which % len(failed)]
-        registry = FailedJobRegistry(queue=Queue(model.run, connection=self.redis))
-        registry.requeue(job)
+        FailedJobRegistry(queue=Queue(model.run, connection=self.redis)).requeue(job)
         model.ended["failed"].remove(job)
         model.items[job].status = "queued"
         model.ready.append(job)
-        model.unsettled = True
 
-    def _taken_away(self, model: Model, job: str) -> list[Attempt]:
-        """What RQ removes: it knows an item that is leased but not started only as queued, and looks there."""
-        model.unsettled = True
+    def _taken_away(self, model: Model, job: str, status: str) -> list[str]:
+        """RQ knows an item that is leased but not started only as queued; it ends the leases that it returns."""
+        leases = [attempt.member for attempt in model.leased.values() if attempt.lease.job == job]
+        running = leases if model.items[job].status == "started" else []
+        for name in running:
+            del model.leased[name]
         if job in model.ready:
             model.ready.remove(job)
         model.delayed.pop(job, None)
         for registry in model.ended.values():
             registry.discard(job)
-        running = [a for a in model.leased.values() if a.lease.job == job and model.items[job].status == "started"]
-        for attempt in running:
-            del model.leased[attempt.member]
+        model.items[job].status = status
+        model.unsettled = True
         return running
-
-    @precondition(any_item)
-    @rule(which=st.integers(0))
-    def dashboard_deletes(self, which: int) -> None:
-        model, job = self.some_job(which)
-        if model.items[job].status == "deleted":
-            return
-        Job.fetch(job, connection=self.redis).delete()
-        self._taken_away(model, job)
-        model.orphans = {orphan for orphan in model.orphans if not orphan.startswith(f"{job}:")}
-        model.items[job].status = "deleted"
-
-    @precondition(any_item)
-    @rule(which=st.integers(0))
-    def dashboard_cancels(self, which: int) -> None:
-        model, job = self.some_job(which)
-        if model.items[job].status == "deleted":
-            return
-        fetched = Job.fetch(job, connection=self.redis)
-        if model.items[job].status == "canceled":
-            with pytest.raises(InvalidJobOperation):
-                fetched.cancel()
-            return
-        fetched.cancel()
-        model.orphans.update(attempt.member for attempt in self._taken_away(model, job))
-        model.items[job].status = "canceled"
-        model.ended["canceled"].add(job)
-
-    @precondition(any_run)
-    @rule(which=st.integers(0))
-    def dashboard_empties_a_queue(self, which: int) -> None:
-        model = self.some_run(which)
-        Queue(model.run, connection=self.redis).empty()
-        for job in list(model.ready):
-            self._taken_away(model, job)
-            model.items[job].status = "deleted"
-
-    @rule(on=st.booleans())
-    def rq_suspends_or_resumes(self, on: bool) -> None:
-        (rq_suspend if on else rq_resume)(self.redis)
-        self.suspended = on
 
     # What must be true at any time
 
@@ -663,7 +661,7 @@ class LeaseMachine(RuleBasedStateMachine):
         assert set(leased) == set(model.leased), run
         assert [set(jobs) for jobs in rest] == [set(model.delayed), *model.ended.values()], run
         self._check_places(model, [ready, [name.rpartition(":")[0] for name in leased], *rest])
-        if model.unsettled and model.state is not decoded(state) and not model.left:
+        if model.unsettled and model.state != decoded(state) and not model.left:
             model.settle()
         assert (decoded(state), decoded(reason)) == (model.state, model.reason), run
         assert (moved[-1] is not None) is (model.state is RunState.OPEN)
@@ -692,7 +690,14 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def _check_counts(self, model: Model) -> None:
         (counts,) = self.store.counts([model.run])
-        states = (counts.ready, counts.leased, counts.delayed, counts.succeeded, counts.failed, counts.cancelled)
+        states = (
+            counts.ready,
+            counts.leased,
+            counts.delayed,
+            counts.succeeded,
+            counts.failed,
+            counts.cancelled,
+        )
         assert sum(states) == counts.total == len(model.items)
         assert min(states) >= 0
         running = [a for a in model.leased.values() if a.started and a.expired is None]
@@ -720,7 +725,9 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if sys.exc_info()[0] is None:  # else a step has failed, which must not be hidden by what follows from it
+            if (
+                sys.exc_info()[0] is None
+            ):  # else a step has failed, which must not be hidden by what follows from it
                 self.nothing_remains_when_all_runs_are_purged()
         finally:
             self.connection.close()

@@ -700,6 +700,21 @@ def test_a_loser_paused_between_check_and_rename_can_not_replace_the_winner(
     assert _scratches(output) == []
 
 
+def test_scratch_made_after_the_check_survives_a_loser_that_only_remembers_it(
+    staging: Staging, output: Path
+) -> None:
+    """The race of a worker that sleeps between the answer about its token and its publish: the item is given
+    to another attempt, whose command is at work when the loser goes on and publishes."""
+    loser = staging.scratch(1, "1-a", "")
+    _write(loser, a="old")  # and now its token is checked: yes
+    winner = staging.scratch(1, "2-b", "")
+    _write(winner, a="new", b="new")
+    assert loser.publish(_nobody_owns, _ours) == 1
+    assert winner.publish(_nobody_owns, _ours) == 2
+    assert [(output / name).read_text() for name in ("a", "b")] == ["new", "new"]
+    assert _scratches(output) == []
+
+
 _PRELUDE = """
 import json, os, signal, sys, threading
 from ppss_queue.errors import LeaseLost

@@ -18,9 +18,10 @@ from ppss_queue.errors import LeaseLost
 from ppss_queue.model import Lease, Outcome, seq_of_job
 from ppss_queue.store import Calls, kept_output, member, read_members
 from ppss_queue.units import format_duration
+from ppss_worker.launch import Launcher
 from ppss_worker.link import Link
 from ppss_worker.outbox import Outbox
-from ppss_worker.process import Child, Exit, Spawner, SpawnFailed, capture_tail, last_line
+from ppss_worker.process import Child, Exit, SpawnFailed, capture_tail, last_line
 from ppss_worker.runs import ActiveRun
 from ppss_worker.staging import Attempt as Scratch
 from ppss_worker.staging import OutputRefused, exists
@@ -72,6 +73,8 @@ class Running:
     slot: int
     child: Child
     scratch: Scratch | None
+    started: float
+    """time.monotonic()"""
     started_epoch: float
     timeout_at: float | None
     """time.monotonic() at which the next signal is due."""
@@ -83,9 +86,9 @@ class Attempts:
     """The commands that run now. Used by the worker's one thread."""
 
     def __init__(
-        self, spawner: Spawner, link: Link, calls: Calls, outbox: Outbox, observer: Observer, node: str
+        self, launcher: Launcher, link: Link, calls: Calls, outbox: Outbox, observer: Observer, node: str
     ) -> None:
-        self._spawner = spawner
+        self._launcher = launcher
         self._link = link
         self._calls = calls
         self._outbox = outbox
@@ -117,13 +120,9 @@ class Attempts:
             return False
         scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
         values = run.values(lease, slot, scratch.directory if scratch else "")
-        assert run.command is not None
-        invocation = run.command.bind(values)
-        variables = run.variables(lease, values)
-        if invocation.variables:
-            variables.update(invocation.variables)
+        started = time.monotonic()
         try:
-            child = self._spawner.spawn(invocation.argv, variables, run.spec.directory)
+            child = self._launcher.start(lease, run, values)
         except SpawnFailed as error:
             running = self._made_up(lease, run, slot, scratch)
             self._end(running, Outcome(error.exit_status, node=self._node, slot=slot, last_line=str(error)))
@@ -133,35 +132,48 @@ class Attempts:
                 scratch.discard()
             raise
         timeout = run.spec.timeout_seconds
-        timeout_at = child.started + timeout if timeout else None
-        running = Running(lease, run, slot, child, scratch, time.time(), timeout_at)
+        timeout_at = started + timeout if timeout else None
+        running = Running(lease, run, slot, child, scratch, started, time.time(), timeout_at)
         self._running[child.pid] = running
         self._observer.started(lease, run, slot)
         return True
 
     def ended(self, exited: Exit) -> int | None:
-        """Handles the end of a command; its slot is free now. None: it was none of ours."""
+        """Handles the end of a process; its slot is free now. None: it was none of ours."""
         running = self._running.pop(exited.pid, None)
         if running is None:
             return None
-        seconds = exited.ended - running.child.started
-        self.seconds_each += (seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
+        outcome = Outcome(exited.exit_code, exited.signal, exited.ended - running.started)
+        return self._over(running, outcome)
+
+    def answered(self, pid: int, answer: Mapping[str, object]) -> int | None:
+        """Handles what a Python function returned; its slot is free now. None: it was none of ours."""
+        running = self._running.pop(pid, None)
+        if running is None:
+            return None
         outcome = Outcome(
-            exit_code=exited.exit_code,
-            signal=exited.signal,
-            seconds=seconds,
-            node=self._node,
-            slot=running.slot,
-            last_line=last_line(running.child.stdout, running.child.stderr),
+            exit_code=int(str(answer["exit_code"])),
+            seconds=time.monotonic() - running.started,
+            reason=_text(answer.get("reason")),
+            result=_text(answer.get("result")),
+        )
+        return self._over(running, outcome)
+
+    def _over(self, running: Running, outcome: Outcome) -> int:
+        child = running.child
+        self._launcher.finish(child)
+        self.seconds_each += (outcome.seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
+        outcome = replace(
+            outcome, node=self._node, slot=running.slot, last_line=last_line(child.stdout, child.stderr)
         )
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
-        elif exited.exit_code == 0 and running.stopped in (None, "released"):
+        elif outcome.exit_code == 0 and running.stopped in (None, "released"):
             self._publish(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)
         else:
-            self._end(running, replace(outcome, reason=running.stopped))
+            self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
         return running.slot
 
     def lose(self, lost: Sequence[str]) -> None:
@@ -285,12 +297,13 @@ class Attempts:
                 running.started_epoch,
             )
         )
-        child.close()
+        self._launcher.release(child)
 
     @staticmethod
     def _made_up(lease: Lease, run: ActiveRun, slot: int, scratch: Scratch | None = None) -> Running:
         """For an attempt without a process."""
-        return Running(lease, run, slot, Child(0, -1, -1, time.monotonic(), True), scratch, time.time(), None)
+        now = time.monotonic()
+        return Running(lease, run, slot, Child(0, -1, -1, now, True), scratch, now, time.time(), None)
 
 
 def _kept(child: Child) -> bytes:
@@ -298,3 +311,7 @@ def _kept(child: Child) -> bytes:
     err, _ = capture_tail(child.stderr, KEPT_BYTES)
     out, _ = capture_tail(child.stdout, KEPT_BYTES - len(err))
     return kept_output(out + err) if out or err else b""
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

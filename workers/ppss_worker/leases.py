@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from ppss_queue import scripts
 from ppss_queue.connection import Argument, ChangeListener, Connection
@@ -73,10 +74,8 @@ class LeaseKeeper:
 
     def news(self) -> list[Renewed]:
         """What renewals since the last call told: states of runs, leases that are lost."""
-        try:
+        with suppress(BlockingIOError):
             os.read(self._reader, 4096)
-        except BlockingIOError:
-            pass
         news: list[Renewed] = []
         while self._news:
             news.append(self._news.popleft())
@@ -94,10 +93,8 @@ class LeaseKeeper:
             os.close(descriptor)
 
     def _wake(self) -> None:
-        try:
+        with suppress(BlockingIOError):  # full: it wakes anyway
             os.write(self._wake_writer, b"!")
-        except BlockingIOError:
-            pass  # full: it wakes anyway
 
     def _keep(self) -> None:
         renewed = heartbeat = time.monotonic()
@@ -144,10 +141,8 @@ class LeaseKeeper:
                         del self._members[run], self._visibility[run]
 
     def _tell(self) -> None:
-        try:
+        with suppress(BlockingIOError):
             os.write(self._writer, b"!")
-        except BlockingIOError:
-            pass
 
     def _heartbeat(self) -> None:
         scripts.run(self._connection, self._calls.heartbeat(self._facts()))

@@ -60,9 +60,8 @@ class ActiveRun:
         return ItemValues(self.spec.local_path(item), item.seq, slot, output_dir, self.place_of(item)[1])
 
     def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
-        """The environment of one attempt."""
+        """The environment of one attempt, on top of `environment`."""
         seen = {
-            **self.environment,
             "ITEM": values.item,
             "PPSS_ITEM": lease.item.name,
             "PPSS_ATTEMPT": str(lease.attempts + 1),

@@ -4,8 +4,10 @@ A command writes into a scratch of its own, `OUT/.ppss/<run>/<sequence>.<token>/
 of the output directory, so publishing is one rename per file: a file is there whole or not at all.
 
 Only the newest attempt publishes, and no lock is needed for it: before its first rename it removes the
-scratch of all earlier ones, so the late rename of a loser finds nothing. Which ones are earlier is *listed
-before* the token is checked: scratch that was there while our token was the newest is of no newer attempt.
+scratch of all earlier ones, so the late rename of a loser finds nothing. Which ones are earlier is listed when
+an attempt gets its scratch, hence *between* its claim and the check of its token, which leaves no gap:
+- An earlier attempt that passed its check did so before our claim, and had its scratch then: it is listed.
+- If our check says that our token is the newest, nobody newer had a scratch before it: none of them is listed.
 
 Outputs never leave the output directory: it may itself be a symbolic link, but below it none is followed.
 Whatever the command made is moved as it is: links stay links, dangling or not; sockets and fifos move too.
@@ -89,7 +91,7 @@ class Staging:
             ) from None
 
     def scratch(self, seq: int, token: str, subdirectory: str) -> Attempt:
-        """A fresh, empty scratch for one attempt.
+        """A fresh, empty scratch for one attempt, asked for after the item was claimed with this token.
 
         `subdirectory` is the item's directory relative to its source, "" at the top: outputs will go there.
         Raises OutputRefused if that is not below the output directory, MachineFailed if making it fails,
@@ -98,12 +100,15 @@ class Staging:
         parts = [part for part in subdirectory.split("/") if part not in ("", ".")]
         if ".." in parts or subdirectory.startswith("/"):
             raise OutputRefused(f"would write to {subdirectory!r}, which is not below the output directory")
-        directory = os.path.join(self._run_scratch, f"{seq}.{token}")
+        own = f"{seq}.{token}"
+        directory = os.path.join(self._run_scratch, own)
         try:
             self._make_fresh(directory)
+            siblings = [name for name in os.listdir(self._run_scratch) if name.startswith(f"{seq}.")]
         except OSError as error:
             raise _machine_failed(self._output, error) from None
-        return Attempt(self._output, directory, seq, "/".join(parts))
+        earlier = [os.path.join(self._run_scratch, name) for name in siblings if name != own]
+        return Attempt(self._output, directory, seq, "/".join(parts), earlier)
 
     def _make_fresh(self, directory: str) -> None:
         try:
@@ -131,8 +136,11 @@ class Staging:
 class Attempt:
     """The scratch of one attempt: `directory` is the command's $OUTPUT_DIR. Made by `Staging.scratch`."""
 
-    def __init__(self, output: str, directory: str, seq: int, subdirectory: str) -> None:
+    def __init__(
+        self, output: str, directory: str, seq: int, subdirectory: str, earlier: Sequence[str]
+    ) -> None:
         self.directory = directory
+        self._earlier = earlier
         self._output = output
         self._seq = seq
         self._subdirectory = subdirectory
@@ -159,7 +167,8 @@ class Attempt:
 
         `claim` reserves names of files (directories merge) for this item in Redis, and returns those that
         another item of the run owns, each with that item's sequence and name. `still_ours` tells whether our
-        token is the newest of the item; it is asked once before the first move, and before a refusal.
+        token is the newest of the item, to which Redis must have answered yes since the scratch was made; it
+        is asked once before the first move, and before a refusal.
 
         Files from before are replaced, each atomically. Raises LeaseLost if the token is not the newest any
         more, OutputRefused if a name can't be written, MachineFailed on errors of the disk, and what the two
@@ -191,10 +200,9 @@ class Attempt:
         files = [name for name in names if not name.endswith("/")]
         _refuse_reserved(names)
         _refuse_taken(claim(files) if files else {})
-        earlier = self._other_attempts()  # before the check: what comes after it may be newer than we are
         if not still_ours():
             raise self._lease_lost()
-        for scratch in earlier:
+        for scratch in self._earlier:
             self._remove_earlier(scratch)
         missing = [directory for directory in tree if not self._fits(directory)]
         self._made.update(directory.final for directory in missing)
@@ -230,12 +238,6 @@ class Attempt:
 
     def _final(self, path: str) -> str:
         return f"{self._subdirectory}/{path}".strip("/")
-
-    def _other_attempts(self) -> list[str]:
-        run_scratch, own = os.path.split(self.directory)
-        prefix = f"{self._seq}."
-        names = os.listdir(run_scratch)
-        return [f"{run_scratch}/{name}" for name in names if name.startswith(prefix) and name != own]
 
     def _remove_earlier(self, scratch: str) -> None:
         try:

@@ -24,14 +24,16 @@ from pathlib import Path
 from types import FrameType
 
 from ppss_queue import __version__
-from ppss_queue.connection import Argument, ChangeListener, Connection, Reply
+from ppss_queue.connection import Argument, Connection, Reply
 from ppss_queue.errors import ConnectFailed, PpssError
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.scripts import Call
-from ppss_queue.store import CHUNK, Calls, Store, member, read_claim, read_members
+from ppss_queue.store import CHUNK, Calls, Claimed, Store, member, read_members
 from ppss_worker.attempts import Attempts, Observer
+from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian
+from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.link import Link
 from ppss_worker.outbox import Outbox
@@ -39,12 +41,6 @@ from ppss_worker.process import ChildSignals, Spawner
 from ppss_worker.runs import ActiveRun
 from ppss_worker.slots import SlotNumbers
 
-PREFETCH_MAX = 256
-"""Items held beyond the running ones; measured: more gains nothing (docs/internals.md, Prefetch)."""
-PREFETCH_SECONDS = 0.05
-"""Work held ahead, on top of four round trips of it: a stall of the server of this length costs nothing."""
-LOOK_AGAIN_SECONDS = 10.0
-"""An idle worker looks this often without being woken: a lease taken after its last look may have expired."""
 TIDY_SECONDS = 60.0
 RECONNECT_SECONDS = (0.05, 2.0)
 GIVE_UP_SECONDS = 10.0
@@ -94,8 +90,16 @@ class Worker:
         self._connection = connection
         self._calls = Calls(keys, self.name, secrets.token_hex(4))
         self._link = Link(connection)
-        self._wake_connection = connection.clone(name="ppss-wake")
-        self._listener = ChangeListener(self._wake_connection, self._watched())
+        self._claims = Claims(
+            connection.clone(name="ppss-wake"),
+            self._link,
+            self._calls,
+            keys,
+            runs=settings.runs,
+            has_command=settings.command is not None,
+            on_claimed=self._claimed,
+            on_foreign_change=self._tidy,
+        )
         self._store = Store(connection.clone(name="ppss-runs"), keys)
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
@@ -104,18 +108,7 @@ class Worker:
         self._free: list[int] = []
         self._stop = Stop.NO
         self._failure: PpssError | None = None
-        self._claiming = False
-        self._short = False
-        """The last claim gave less than was wanted: claim again only for a free slot."""
-        self._dry = False
-        """The last claim did not even fill the free slots: wait until told that something changed."""
-        self._listening = False
-        self._woken = False
-        self._ended_since_claim = False
-        self._look_at = 0.0
         self._tidy_at = 0.0
-        self._open_runs = 1
-        self._round_trip_seconds = 0.0
         self._reconnect_at: float | None = None
         self._reconnect_delay = 0.0
         self._lost_since = 0.0
@@ -162,19 +155,20 @@ class Worker:
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
+            selector = stack.enter_context(selectors.DefaultSelector())
+            on_output = self._observer.output if self._settings.line_buffer else None
+            launcher = Launcher(spawner, selector, captures, self._answered, on_output)
+            stack.callback(launcher.close)
             self._attempts = Attempts(
-                spawner, self._link, self._calls, self._outbox, self._observer, self._settings.node
+                launcher, self._link, self._calls, self._outbox, self._observer, self._settings.node
             )
             signals = stack.enter_context(ChildSignals())
             self._catch_signals(stack)
             stack.callback(self._keeper.stop)
             self._keeper.start()
-            selector = stack.enter_context(selectors.DefaultSelector())
-            for source in (signals, self._keeper, self._link, self._listener):
+            self._claims.start(self._settings.start_delay_seconds)
+            for source in (signals, self._keeper, self._link, self._claims):
                 selector.register(source.fileno(), selectors.EVENT_READ)
-            self._look_at = time.monotonic() + self._settings.start_delay_seconds
-            self._dry = self._settings.start_delay_seconds > 0
-            self._listening = self._dry
             while not self._finished():
                 self._turn(selector, signals, spawner, tick)
             self._leave()
@@ -198,23 +192,22 @@ class Worker:
                 self._reconnect(selector, now)
             if self._reconnect_at is None:
                 self._begin_ready()
-                waits.append(self._claim_if_wanted(now))
+                waits.append(self._claim(now))
                 waits.append(self._send_outcomes())
                 self._link.flush()
             else:
                 waits.append(self._reconnect_at - now)
-            selector.select(max(0.0, min(waits)))
+            for key, _ in selector.select(max(0.0, min(waits))):
+                if key.data is not None:
+                    key.data()
             for number in signals.drain():
                 self._on_signal(number)
             for exited in spawner.reap():
-                slot = self._attempts.ended(exited)
-                if slot is not None:
-                    heapq.heappush(self._free, slot)
-                    self._ended_since_claim = True
+                self._free_slot(self._attempts.ended(exited))
             self._hear_news()
             if self._reconnect_at is None:
                 self._link.receive()
-                self._hear_changes()
+                self._claims.hear_changes()
         except ConnectFailed as error:
             self._disconnected(error)
         except PpssError as error:
@@ -224,80 +217,48 @@ class Worker:
         if self._reconnect_at is not None:
             gave_up = self._stop and time.monotonic() > self._lost_since + GIVE_UP_SECONDS
             return bool(gave_up) and not len(self._attempts)
-        if self._claiming or len(self._attempts) or self._ready or self._outbox.due_seconds is not None:
+        if (
+            self._claims.in_flight
+            or len(self._attempts)
+            or self._ready
+            or self._outbox.due_seconds is not None
+        ):
             return False
         if self._stop:
             return self._link.idle
-        return self._settings.burst and self._dry and not self._open_runs and self._link.idle
+        return self._settings.burst and self._claims.nothing_left and self._link.idle
 
     def _leave(self) -> None:
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
             self._link.finish()
-        for connection in (self._wake_connection, self._store.connection, self._connection):
-            connection.close()
+        self._claims.close()
+        self._store.connection.close()
+        self._connection.close()
 
     # Claiming
 
-    def _claim_if_wanted(self, now: float) -> float:
+    def _claim(self, now: float) -> float:
         """Sends a claim if there is reason to; returns the seconds until there may be one."""
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_SECONDS
             self._tidy()
-        idle = len(self._free) - len(self._ready)
-        prefetch = self._prefetch()
-        want = idle + prefetch
-        if self._stop or self._claiming or want <= 0:
+        if self._stop:
             return LOOK_AGAIN_SECONDS
-        if idle <= 0 and (self._short or len(self._ready) > prefetch // 2):
-            return LOOK_AGAIN_SECONDS
-        if self._dry:
-            if not self._listening:
-                self._listener.on()
-                self._listening = True
-            elif not self._woken and not self._all_told() and now < self._look_at:
-                return self._look_at - now
-        self._woken = self._ended_since_claim = False
-        self._claiming = True
-        call = self._calls.claim(
-            want, max(idle, 0), has_command=self._settings.command is not None, runs=self._settings.runs
+        return self._claims.send_if_wanted(
+            now,
+            idle=max(0, len(self._free) - len(self._ready)),
+            ahead=max(0, len(self._ready) - len(self._free)),
+            prefetch=self._claims.prefetch(self._settings.slots, self._attempts.seconds_each),
+            all_told=not len(self._attempts) and not self._ready and self._outbox.due_seconds is None,
         )
-        self._link.send(call, lambda reply: self._claimed(reply, want, max(idle, 0), now), repeat=False)
-        return LOOK_AGAIN_SECONDS
 
-    def _all_told(self) -> bool:
-        """The last thing that this worker held has just ended: the runs may be over now."""
-        return self._ended_since_claim and not len(self._attempts) and self._outbox.due_seconds is None
-
-    def _prefetch(self) -> int:
-        """Items to hold beyond those that can start: enough to bridge round trips, none of long items."""
-        each = self._attempts.seconds_each
-        if not each:
-            return 0
-        ahead_seconds = 4 * self._round_trip_seconds + PREFETCH_SECONDS
-        return min(PREFETCH_MAX, int(self._settings.slots * ahead_seconds / each))
-
-    def _claimed(self, reply: Reply, want: int, idle: int, sent_at: float) -> None:
-        self._claiming = False
-        if reply is None:  # the connection was lost; what was leased comes back by itself
-            return
-        now = time.monotonic()
-        trip = now - sent_at
-        self._round_trip_seconds = min(trip, self._round_trip_seconds * 0.9 + trip * 0.1 or trip)
-        claimed = read_claim(reply)
-        self._short = len(claimed.leases) < want
-        self._dry = len(claimed.leases) < idle or (self._short and not idle and not claimed.leases)
-        self._open_runs = -1 if claimed.suspended else claimed.open_runs
-        wake = LOOK_AGAIN_SECONDS if claimed.wake_seconds is None else claimed.wake_seconds + 0.001
-        self._look_at = now + min(wake, LOOK_AGAIN_SECONDS)
+    def _claimed(self, claimed: Claimed) -> None:
         if claimed.newer_run and claimed.newer_run not in self._runs:
             self._observer.warn(
                 f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
             )
-        if claimed.leases and self._listening:
-            self._listener.off()
-            self._listening = False
         for run, group in groupby(claimed.leases, lambda lease: lease.run):
             self._take(run, list(group), claimed.visibility_seconds[run])
 
@@ -341,6 +302,14 @@ class Worker:
                     heapq.heappush(self._free, slot)
                 raise
 
+    def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
+        self._free_slot(self._attempts.answered(pid, answer))
+
+    def _free_slot(self, slot: int | None) -> None:
+        if slot is not None:
+            heapq.heappush(self._free, slot)
+            self._claims.item_ended()
+
     def _started(self, reply: Reply) -> None:
         lost = read_members(reply)
         if lost:
@@ -350,7 +319,7 @@ class Worker:
         due = self._outbox.due_seconds
         if due is None:
             return LOOK_AGAIN_SECONDS
-        if due and len(self._attempts) and not self._claiming:
+        if due and len(self._attempts) and not self._claims.in_flight:
             return due
         self._outbox.send()
         return LOOK_AGAIN_SECONDS
@@ -378,16 +347,7 @@ class Worker:
                     self._outbox.release(held)
                 if news.reason.startswith("halted now"):
                     self._attempts.stop_all(run=news.run)
-            self._woken = True
-
-    def _hear_changes(self) -> None:
-        if not self._listening:
-            return
-        changes = self._listener.changes()
-        if changes:
-            self._woken = True
-            if self._keys.wake.encode() not in changes:
-                self._tidy()  # somebody else's doing, a dashboard's perhaps: a run may have to be opened again
+            self._claims.wake()
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
@@ -425,16 +385,14 @@ class Worker:
         assert self._reconnect_at is not None
         if now < self._reconnect_at:
             return
-        for source in (self._link, self._listener):
+        for source in (self._link, self._claims):
             with suppress(KeyError, ValueError, ConnectFailed):
                 selector.unregister(source.fileno())
         self._link.reopen()
-        self._listener.on()
-        self._listening = self._woken = True
-        for source in (self._link, self._listener):
+        self._claims.reconnected()
+        for source in (self._link, self._claims):
             selector.register(source.fileno(), selectors.EVENT_READ)
         self._reconnect_at = None
-        self._dry = self._short = False
 
     # Small things
 
@@ -448,16 +406,6 @@ class Worker:
                 purge(run, 1)
 
         self._link.send(Call(self._keys, "tidy"), tidied, repeat=False)
-
-    def _watched(self) -> list[str]:
-        """Prefixes of keys that others change when there may be something to claim."""
-        runs = self._settings.runs or ("",)
-        return [
-            self._keys.wake,
-            self._keys.suspended,
-            *(self._keys.queue(run) for run in runs),
-            *(self._keys.registry("scheduled", run) for run in runs),
-        ]
 
     def _facts(self) -> Mapping[str, Argument]:
         return {

@@ -1,0 +1,165 @@
+"""When a worker asks for items, and how many. It never polls: it asks when there is reason to.
+
+- A slot is free, or less than half of what is held ahead is left: claim.
+- The last claim gave less than was wanted: claim again only for a free slot.
+- It did not even fill the free slots: listen for changes first, claim once more, then wait for a change or for
+  the moment at which a lease expires or a retry comes due.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from ppss_queue.connection import ChangeListener, Connection, Reply
+from ppss_queue.keys import Keys
+from ppss_queue.store import Calls, Claimed, read_claim
+from ppss_worker.link import Link
+
+PREFETCH_MAX = 256
+"""Items held beyond the running ones; at 80 ms round trip more gained nothing."""
+PREFETCH_SECONDS = 0.05
+"""Work held ahead, on top of four round trips of it: a stall of the server of this length costs nothing."""
+LOOK_AGAIN_SECONDS = 10.0
+"""An idle worker looks this often without being woken: a lease taken after its last look may have expired."""
+
+
+class Claims:
+    """The claims of one worker. Used by its one thread."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        link: Link,
+        calls: Calls,
+        keys: Keys,
+        *,
+        runs: Sequence[str],
+        has_command: bool,
+        on_claimed: Callable[[Claimed], None],
+        on_foreign_change: Callable[[], None],
+    ) -> None:
+        """`connection` is for listening only. `on_foreign_change`: another program changed a list of items."""
+        self._connection = connection
+        self._link = link
+        self._calls = calls
+        self._wake_key = keys.wake.encode()
+        self._runs = tuple(runs)
+        self._has_command = has_command
+        self._on_claimed = on_claimed
+        self._on_foreign_change = on_foreign_change
+        self._listener = ChangeListener(connection, _watched(keys, runs))
+        self._listening = False
+        self._woken = True
+        self._asked_since_end = True
+        self._look_at = 0.0
+        self.in_flight = False
+        self._short = False
+        self._dry = False
+        self._open_runs = 1
+        self._round_trip_seconds = 0.0
+
+    def fileno(self) -> int:
+        """Readable when something changed. Raises ConnectFailed."""
+        return self._listener.fileno()
+
+    def start(self, delay_seconds: float) -> None:
+        """Opens the connection; the first claim may be sent after the delay."""
+        self._listener.on()
+        self._listening = True
+        if delay_seconds:
+            self._dry, self._woken = True, False
+            self._look_at = time.monotonic() + delay_seconds
+
+    def wake(self) -> None:
+        """There may be something to claim."""
+        self._woken = True
+
+    def item_ended(self) -> None:
+        """One of the items held here has ended, so a run may be over."""
+        self._asked_since_end = False
+
+    @property
+    def nothing_left(self) -> bool:
+        """The last claim found no open run."""
+        return self._dry and not self.in_flight and not self._open_runs
+
+    def prefetch(self, slots: int, seconds_each: float) -> int:
+        """Items to hold beyond those that run: enough to bridge round trips, none of long items."""
+        if not seconds_each:
+            return 0
+        ahead_seconds = 4 * self._round_trip_seconds + PREFETCH_SECONDS
+        return min(PREFETCH_MAX, int(slots * ahead_seconds / seconds_each))
+
+    def send_if_wanted(self, now: float, *, idle: int, ahead: int, prefetch: int, all_told: bool) -> float:
+        """Queues a claim if there is reason to; returns the seconds until there may be one.
+
+        `idle`: slots without an item; `ahead`: items held for no slot yet; `all_told`: nothing is held, and all
+        outcomes are on their way. Raises ConnectFailed.
+        """
+        want = idle + prefetch - ahead
+        if self.in_flight or want <= 0:
+            return LOOK_AGAIN_SECONDS
+        if not idle and (self._short or ahead > prefetch // 2):
+            return LOOK_AGAIN_SECONDS
+        if self._dry:
+            if not self._listening:
+                self._listener.on()
+                self._listening = True
+            elif not self._woken and now < self._look_at and (self._asked_since_end or not all_told):
+                return self._look_at - now
+        self._woken = False
+        self._asked_since_end = self._asked_since_end or all_told
+        self.in_flight = True
+        call = self._calls.claim(want, idle, has_command=self._has_command, runs=self._runs)
+        self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
+        return LOOK_AGAIN_SECONDS
+
+    def hear_changes(self) -> None:
+        """Takes in what others changed. Raises ConnectFailed."""
+        if not self._listening:
+            return
+        changes = self._listener.changes()
+        if changes:
+            self._woken = True
+            if self._wake_key not in changes:
+                self._on_foreign_change()
+
+    def reconnected(self) -> None:
+        """After a lost connection: listens again, and asks. Raises ConnectFailed."""
+        self._listener.on()
+        self._listening = self._woken = True
+        self._dry = self._short = False
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _answered(self, reply: Reply, want: int, idle: int, sent_at: float) -> None:
+        self.in_flight = False
+        if reply is None:  # the connection was lost; what was leased comes back by itself
+            return
+        now = time.monotonic()
+        trip = now - sent_at
+        known = self._round_trip_seconds
+        self._round_trip_seconds = trip if not known else min(trip, 0.9 * known + 0.1 * trip)
+        claimed = read_claim(reply)
+        count = len(claimed.leases)
+        self._short = count < want
+        self._dry = count < max(idle, 1)
+        self._open_runs = -1 if claimed.suspended else claimed.open_runs
+        wake = LOOK_AGAIN_SECONDS if claimed.wake_seconds is None else claimed.wake_seconds + 0.001
+        self._look_at = now + min(wake, LOOK_AGAIN_SECONDS)
+        if count and self._listening:
+            self._listener.off()
+            self._listening = False
+        self._on_claimed(claimed)
+
+
+def _watched(keys: Keys, runs: Sequence[str]) -> list[str]:
+    """Prefixes of keys that others change when there may be something to claim."""
+    return [
+        keys.wake,
+        keys.suspended,
+        *(keys.queue(run) for run in runs or ("",)),
+        *(keys.registry("scheduled", run) for run in runs or ("",)),
+    ]

@@ -1,0 +1,89 @@
+"""Starts what an attempt executes: a command, with or without its output streamed, or a Python function."""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ppss_queue.command import ItemValues
+from ppss_queue.model import Lease
+from ppss_worker.functions import FunctionHost
+from ppss_worker.process import Child, Spawner
+from ppss_worker.runs import ActiveRun
+from ppss_worker.streams import Stream
+
+
+class Launcher:
+    """One per worker. A child that it returns is finished and released by it."""
+
+    def __init__(
+        self,
+        spawner: Spawner,
+        selector: selectors.BaseSelector,
+        captures: Path,
+        on_answer: Callable[[int, dict[str, object]], None],
+        on_output: Callable[[Lease, int, bytes], None] | None,
+    ) -> None:
+        """`on_answer`: a function (pid of its process) is done with an item. `on_output`: stream outputs to it."""
+        self._spawner = spawner
+        self._selector = selector
+        self._captures = captures
+        self._on_answer = on_answer
+        self._on_output = on_output
+        self._streams: dict[int, Stream] = {}
+        self._hosts: dict[tuple[str, int], FunctionHost] = {}
+
+    def start(self, lease: Lease, run: ActiveRun, values: ItemValues) -> Child:
+        """Raises SpawnFailed, DirectoryMissing, MachineFailed."""
+        if run.function is not None:
+            return self._call(run, run.function, lease, values)
+        assert run.command is not None
+        invocation = run.command.bind(values)
+        variables = {**run.environment, **run.variables(lease, values), **invocation.variables}
+        if self._on_output is None:
+            return self._spawner.spawn(invocation.argv, variables, run.spec.directory)
+        stream = Stream(self._selector, self._captures, partial(self._on_output, lease))
+        child: Child | None = None
+        try:
+            child = self._spawner.spawn(
+                invocation.argv, variables, run.spec.directory, stream.writers[1], stream.writers[2]
+            )
+        finally:
+            stream.attach(child)
+        self._streams[child.pid] = stream
+        return child
+
+    def finish(self, child: Child) -> None:
+        """The attempt is over: its output is complete in the capture files after this."""
+        stream = self._streams.pop(child.pid, None)
+        if stream is not None:
+            stream.finish()
+
+    def release(self, child: Child) -> None:
+        """Its output was read. A function's process stays for the next item, unless it has ended."""
+        for key, host in self._hosts.items():
+            if host.child is child:
+                if child.reaped:
+                    host.close()
+                    del self._hosts[key]
+                return
+        child.close()
+
+    def close(self) -> None:
+        """Ends the functions' processes."""
+        while self._hosts:
+            self._hosts.popitem()[1].close()
+
+    def _call(self, run: ActiveRun, name: str, lease: Lease, values: ItemValues) -> Child:
+        key = (run.id, values.slot)
+        host = self._hosts.get(key)
+        if host is not None and host.child.reaped:
+            host.close()
+            host = None
+        if host is None:
+            host = FunctionHost(self._spawner, self._selector, name, run.environment, run.spec.directory)
+            self._hosts[key] = host
+        host.call(values.item, run.variables(lease, values), partial(self._on_answer, host.child.pid))
+        return host.child
