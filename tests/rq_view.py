@@ -73,7 +73,9 @@ class Frozen:
     calls: Calls
 
 
-def frozen_run(queue: Queue, names: Sequence[str] = NAMES, output: bytes = b"out\nTraceback: boom\n") -> Frozen:
+def frozen_run(
+    queue: Queue, names: Sequence[str] = NAMES, output: bytes = b"out\nTraceback: boom\n"
+) -> Frozen:
     """A run with items in every state; `names` are shown in place of NAMES."""
     run = queue.enqueue(names, command="true", retries=1)
     calls = Calls(queue.keys, WORKER, "abcdef01")
@@ -81,13 +83,19 @@ def frozen_run(queue: Queue, names: Sequence[str] = NAMES, output: bytes = b"out
     def call(call: scripts.Call) -> Any:
         return scripts.run(queue.connection, call)
 
-    call(calls.heartbeat({"hostname": "node", "pid": 1, "version": "1", "python_version": "3", "queues": run.id}))
+    call(
+        calls.heartbeat(
+            {"hostname": "node", "pid": 1, "version": "1", "python_version": "3", "queues": run.id}
+        )
+    )
     leases = dict(zip(NAMES, read_claim(call(calls.claim(5, 5))).leases, strict=False))
     call(calls.start(run.id, [(lease, 1) for name, lease in leases.items() if name != "unstarted"]))
     bad = Outcome(exit_code=3, seconds=0.5, node="node", slot=1)
     kept = kept_output(output) if output else b""
     call(calls.fail(run.id, [(leases["delayed"], bad, 3600.0, kept), (leases["failed"], bad, None, kept)]))
-    call(calls.ack(run.id, [(leases["finished"], Outcome(exit_code=0, seconds=0.5, node="node", slot=1), b"")]))
+    call(
+        calls.ack(run.id, [(leases["finished"], Outcome(exit_code=0, seconds=0.5, node="node", slot=1), b"")])
+    )
     queue.store.cancel_items(run.id, [8])
     jobs = {name: f"{run.id}-{seq:07d}" for seq, name in enumerate(NAMES, 1)}
     return Frozen(run, jobs, leases, calls)
@@ -132,7 +140,9 @@ def rq(address: str, verb: str, *arguments: str, **variables: str) -> str:
 
 
 @contextmanager
-def worker(address: str, state: Path, *, burst: bool = False, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    address: str, state: Path, *, burst: bool = False, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
     """A real worker with one slot that serves all runs; drained at the end unless it ended by itself."""
     process = subprocess.Popen(
         [sys.executable, "-c", _WORKER_PROGRAM, address, str(state), "burst" if burst else ""],

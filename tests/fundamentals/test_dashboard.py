@@ -34,7 +34,7 @@ from rq_view import (
 from ppss_queue import scripts
 from ppss_queue.model import RunState
 from ppss_queue.queue import Queue, connect
-from ppss_queue.store import shown
+from ppss_queue.store import member, shown
 
 MARKED = 'document.title="pwned"'
 HOSTILE = (
@@ -101,7 +101,11 @@ def test_every_page_and_list_answers_and_shows_every_item(
             assert (page["description"], page["origin"]) == (described[name], run)
             assert bool(page["exc_info"]) == (name == "failed")
         (shown_worker,) = get_json(f"{url}/0/data/workers.json")["workers"]
-        assert (shown_worker["name"], shown_worker["state"], shown_worker["queues"]) == (WORKER, "busy", [run])
+        assert (shown_worker["name"], shown_worker["state"], shown_worker["queues"]) == (
+            WORKER,
+            "busy",
+            [run],
+        )
         assert shown_worker["current_job"]["description"] == described["started"]
     assert {key: redis.dump(key) for key in redis.keys("*")} == before
     assert states(frozen.run.status()) == FROZEN_STATES
@@ -144,8 +148,8 @@ STATE_OF_LIST = {
 
 def _after_renewal(frozen: Frozen) -> dict[str, int]:
     """The states once the worker has renewed its leases: so it learns which items were deleted."""
-    members = [f"{lease.job}:{lease.token}" for lease in frozen.leases.values()]
-    scripts.run(frozen.run._queue.connection, frozen.calls.renew(frozen.run.id, members))
+    renew = frozen.calls.renew(frozen.run.id, map(member, frozen.leases.values()))
+    scripts.run(frozen.run._queue.connection, renew)
     return states(frozen.run.status())
 
 
@@ -271,7 +275,9 @@ def test_no_name_and_no_output_runs_a_script_in_a_browser(
         }.items():
             seen = _Text(browser(page))
             assert seen.title == "RQ dashboard", page
-            assert all(" ".join(shown(hostile[name]).split()) in " ".join(seen.text.split()) for name in names), page
+            assert all(
+                " ".join(shown(hostile[name]).split()) in " ".join(seen.text.split()) for name in names
+            ), page
             if "failed" in names:
                 assert "R&D" in seen.text and "onerror" in seen.text, "the output is there"
             assert run in seen.text

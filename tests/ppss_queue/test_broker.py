@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from helpers import wait_until
@@ -33,6 +35,8 @@ from rq_view import (
     Frozen,
     environment,
     frozen_run,
+    get_json,
+    our_dashboard,
     rq,
     rq_here,
     states,
@@ -124,11 +128,12 @@ def test_an_item_that_failed_without_a_word_has_a_message_all_the_same(
     queue: Queue, redis: Redis, address: str, tmp_path: Path
 ) -> None:
     """The dashboard offers to requeue only what has a message."""
-    run = queue.enqueue(["a"], command=': $ITEM; exit 3')
+    run = queue.enqueue(["a"], command=": $ITEM; exit 3")
     with worker(address, tmp_path / "state", burst=True):
         pass
     result = Job.fetch(f"{run.id}-0000001", connection=redis).latest_result()
     assert result and "exit 3" in str(result.exc_string)
+    assert run.log("a") == ""
 
 
 def test_an_item_whose_worker_died_too_often_has_a_message_too(queue: Queue, redis: Redis) -> None:
@@ -153,11 +158,15 @@ def test_rq_info_shows_the_run_and_disturbs_nothing(frozen: Frozen, redis: Redis
     assert f"{frozen.run.id}" in shown and "2 executing, 1 finished, 1 failed" in shown, shown
     assert {key: redis.dump(key) for key in redis.keys("*")} == before
     assert states(frozen.run.status()) == FROZEN_STATES
-    lost = scripts.run(frozen.run._queue.connection, frozen.calls.start(frozen.run.id, [(frozen.leases["unstarted"], 1)]))
+    lost = scripts.run(
+        frozen.run._queue.connection, frozen.calls.start(frozen.run.id, [(frozen.leases["unstarted"], 1)])
+    )
     assert lost == [], "the lease is still ours"
 
 
-def test_an_expired_lease_is_not_reaped_by_rq_but_by_the_next_claim(queue: Queue, redis: Redis, address: str) -> None:
+def test_an_expired_lease_is_not_reaped_by_rq_but_by_the_next_claim(
+    queue: Queue, redis: Redis, address: str
+) -> None:
     run = queue.enqueue(["a"], command="true", visibility_seconds=0.01)
     calls = Calls(queue.keys, WORKER, "ab")
     (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
@@ -189,7 +198,9 @@ def test_deleting_from_rq_moves_items_to_cancelled_whatever_their_state(frozen: 
         counts = states(frozen.run.status())
     assert {name for name, count in counts.items() if count} == {"leased", "cancelled"}  # the unstarted lease
     connection, calls, run = frozen.run._queue.connection, frozen.calls, frozen.run.id
-    renewed = scripts.run(connection, calls.renew(run, [f"{lease.job}:{lease.token}" for lease in frozen.leases.values()]))
+    renewed = scripts.run(
+        connection, calls.renew(run, [f"{lease.job}:{lease.token}" for lease in frozen.leases.values()])
+    )
     assert len(renewed) == 2 + 5, "every lease of a deleted item is lost"
     assert states(frozen.run.status())["cancelled"] == len(NAMES)
     frozen.run._store.tidy()
@@ -214,7 +225,9 @@ def test_a_requeued_item_that_succeeds_shows_no_old_failure(
         flag.touch()
         job = f"{run.id}-0000001"
         Job.fetch(job, connection=redis).requeue()
-        wait_until(lambda: states(run.status())["succeeded"] == 1, "the requeued item of the finished run ran")
+        wait_until(
+            lambda: states(run.status())["succeeded"] == 1, "the requeued item of the finished run ran"
+        )
     assert Job.fetch(job, connection=redis).latest_result() is None
     assert run.log("a") == ""
 
@@ -325,7 +338,9 @@ def test_another_rq_application_on_the_same_redis_is_not_disturbed(
     done, waiting = (theirs.enqueue("os.getpid", result_ttl=-1) for _ in range(2))
     later = theirs.enqueue_in(timedelta(hours=1), "os.getpid")
     rq(address, "worker", "--burst", "--max-jobs", "1")
-    keys = {key: redis.dump(key) for key in redis.keys("*") if not key.startswith((b"rq:worker", b"rq:queues"))}
+    keys = {
+        key: redis.dump(key) for key in redis.keys("*") if not key.startswith((b"rq:worker", b"rq:queues"))
+    }
     run = queue.enqueue(["a", "b"], command='[ "$ITEM" = a ]')
     with worker(address, tmp_path / "state", burst=True):
         pass
@@ -343,6 +358,8 @@ def test_another_rq_application_on_the_same_redis_is_not_disturbed(
 
 
 class _Bomb:
+    """Its pickle makes a file when it is read."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -350,26 +367,46 @@ class _Bomb:
         return Path.touch, (self.path,)
 
 
-def test_nothing_in_redis_is_ever_unpickled_by_a_worker_or_a_view(
-    queue: Queue, redis: Redis, address: str, tmp_path: Path
-) -> None:
-    bomb = pickle.dumps(_Bomb(tmp_path / "exploded"))
+@pytest.fixture
+def bomb(tmp_path: Path) -> Iterator[bytes]:
+    """A pickle that must not be read."""
+    traces = tmp_path / "exploded"
+    bomb = pickle.dumps(_Bomb(traces))
     pickle.loads(bomb)
-    (tmp_path / "exploded").unlink()
+    assert traces.exists()
+    traces.unlink()
+    yield bomb
+    assert not traces.exists()
+
+
+def test_nothing_in_redis_is_unpickled_by_a_worker_or_the_api(
+    queue: Queue, redis: Redis, address: str, tmp_path: Path, bomb: bytes
+) -> None:
     run = queue.enqueue(["a", "b"], command='[ "$ITEM" = a ]')
     for seq in (1, 2):
         redis.hset(f"rq:job:{run.id}-{seq:07d}", mapping=dict.fromkeys(("data", "meta", "result"), bomb))
     with worker(address, tmp_path / "state", burst=True):
         pass
     assert [str(item.state) for item in run.items()] == ["succeeded", "failed"]
-    run.log("b")
+    assert run.log("b") == ""
     run.retry()
     run.cancel()
     run.purge()
-    assert not (tmp_path / "exploded").exists()
 
 
-def test_rq_key_prefix_moves_our_view_with_rq(queue: Queue, redis: Redis, address: str, tmp_path: Path) -> None:
+def test_our_dashboard_unpickles_neither_results_nor_metadata(
+    frozen: Frozen, redis: Redis, address: str, bomb: bytes
+) -> None:
+    with our_dashboard(address) as url:
+        for name in ("finished", "failed"):
+            redis.hset(f"rq:job:{frozen.jobs[name]}", "result" if name == "finished" else "meta", bomb)
+            with suppress(HTTPError):  # metadata that are no JSON
+                get_json(f"{url}/0/data/job/{frozen.jobs[name]}.json")
+
+
+def test_rq_key_prefix_moves_our_view_with_rq(
+    queue: Queue, redis: Redis, address: str, tmp_path: Path
+) -> None:
     code = (
         "import sys; from ppss_queue.queue import connect\n"
         "with connect(sys.argv[1]) as queue: print(queue.enqueue(['a', 'b'], command='true').id)"
@@ -413,9 +450,11 @@ def test_a_dashboard_on_a_port_in_use_says_so(address: str) -> None:
             serve_dashboard(address, port=port, on_ready=lambda url: pytest.fail("it listens"))
 
 
-@pytest.mark.parametrize("place", [{"port": 70000}, {"host": "no.such.host.invalid"}, {"host": "203.0.113.9"}])
+@pytest.mark.parametrize(
+    "place", [{"port": 70000}, {"host": "no.such.host.invalid"}, {"host": "203.0.113.9"}]
+)
 def test_a_dashboard_that_cannot_listen_says_so(address: str, place: dict[str, object]) -> None:
-    with pytest.raises(BadInput, match="can't listen at .*--host or --port"):
+    with pytest.raises(BadInput, match=r"can't listen at .*--host or --port"):
         serve_dashboard(address, on_ready=lambda url: pytest.fail("it listens"), **place)  # type: ignore[arg-type]
 
 

@@ -118,6 +118,9 @@ def test_another_word_may_stand_for_the_item_and_the_others_stay() -> None:
     command = parse_command("prog xITy {/} '{}'", replacement="IT")
     assert command.bind(values("a/b")).argv == ("prog", "xa/by", "b", "{}")
     assert argv(["prog", "@", "{}", "{.}"], "a.b", replacement="@") == ("prog", "a.b", "{}", "a")
+    assert argv(["prog", "{", "{.}"], "a.b", replacement="{") == ("prog", "a.b", "a"), (
+        "the longest string counts"
+    )
 
 
 @pytest.mark.parametrize("replacement", ["", "a b", "'", "$x", "{%}", "\\", ";", "a\nb"])

@@ -272,29 +272,15 @@ def test_close_kills_what_is_watched_and_spares_what_was_forgotten() -> None:
     assert forgotten.wait(20) == -signal.SIGTERM
 
 
-def test_registered_groups_are_killed_without_any_marker(tmp_path: Path) -> None:
+def test_registered_groups_are_killed_without_any_marker(workers: Workers) -> None:
     """What runs in a group is found by the table alone, e.g. `env -i program`, which has no marker."""
-    reader, writer = os.pipe()
-    worker = os.fork()
-    if worker == 0:
-        os.close(reader)
-        spawner = Spawner(Guardian.start(), tmp_path)
-        children = [
-            spawner.spawn(["env", "-i", "/bin/sleep", "60"], {"PATH": os.environ["PATH"]}, "/")
-            for _ in range(5)
-        ]
-        children[1].kill()
-        children[3].kill()
-        ended: list[int] = []
-        while len(ended) < 2:
-            ended += [exit_.pid for exit_ in spawner.reap()]
-        children += [spawner.spawn(["env", "-i", "/bin/sleep", "60"], {"PATH": os.environ["PATH"]}, "/")]
-        os.write(writer, " ".join(str(child.pid) for child in children if child.pid not in ended).encode())
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.close(writer)
-    pids = [int(pid) for pid in os.read(reader, 1000).split()]
-    os.waitpid(worker, 0)
-    os.close(reader)
-    assert len(pids) == 4
-    for pid in pids:
+    bare = [f"echo $$ > pid-{name}; exec env -i /bin/sleep 60" for name in ("first", "last")]
+    worker, guardian = workers.start("stay", bare[0], "echo $$ > pid-ended", bare[1])
+    first, ended, last = (workers.pid_in(f"pid-{name}") for name in ("first", "ended", "last"))
+    wait_until(lambda: state(ended) == "", "the command that ended reaped")
+    for pid in (first, last):
+        environment = Path(f"/proc/{pid}/environ")
+        wait_until(lambda environment=environment: environment.read_bytes() == b"", "no marker")  # type: ignore[misc]
+    os.kill(worker.pid, signal.SIGKILL)
+    for pid in (first, last, guardian):
         wait_until(lambda pid=pid: gone(pid), f"{pid} dead")  # type: ignore[misc]

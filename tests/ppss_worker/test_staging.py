@@ -641,12 +641,12 @@ def test_a_refusal_of_a_lost_lease_is_a_lost_lease(staging: Staging) -> None:
 
 
 def test_only_scratch_of_the_same_item_is_removed(staging: Staging, output: Path) -> None:
-    attempts = [staging.scratch(seq, "1-a", "") for seq in (1, 11, 17)]
-    for attempt in attempts:
-        _write(attempt, **{f"f{attempt.directory[-6:]}".replace("/", ""): "1"})
-    assert _publish(attempts[0]) == 1
+    attempts = {seq: staging.scratch(seq, "1-a", "") for seq in (11, 17, 1)}
+    for seq, attempt in attempts.items():
+        _write(attempt, **{f"f{seq}": "1"})
+    assert _publish(attempts.pop(1)) == 1
     assert _scratches(output) == ["11.1-a", "17.1-a"]
-    assert [_publish(attempt) for attempt in attempts[1:]] == [1, 1]
+    assert [_publish(attempt) for attempt in attempts.values()] == [1, 1]
 
 
 def test_what_the_callables_raise_passes_and_publishing_again_works(staging: Staging, output: Path) -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
 from ppss_queue.connection import Reply
-from ppss_queue.errors import LeaseLost
+from ppss_queue.errors import LeaseLost, PpssError
 from ppss_queue.model import Lease, Outcome, seq_of_job
 from ppss_queue.store import Calls, kept_output, member, read_members
 from ppss_queue.units import format_duration
@@ -86,14 +86,23 @@ class Attempts:
     """The commands that run now. Used by the worker's one thread."""
 
     def __init__(
-        self, launcher: Launcher, link: Link, calls: Calls, outbox: Outbox, observer: Observer, node: str
+        self,
+        launcher: Launcher,
+        link: Link,
+        calls: Calls,
+        outbox: Outbox,
+        observer: Observer,
+        node: str,
+        on_failure: Callable[[Exception], None],
     ) -> None:
+        """`on_failure` hears of what no further item would survive: a full disk, a closed stdout."""
         self._launcher = launcher
         self._link = link
         self._calls = calls
         self._outbox = outbox
         self._observer = observer
         self._node = node
+        self._on_failure = on_failure
         self._running: dict[int, Running] = {}
         self._publishing: dict[str, Running] = {}
         self.seconds_each = 0.0
@@ -103,8 +112,11 @@ class Attempts:
         """Running commands and outputs being published."""
         return len(self._running) + len(self._publishing)
 
-    def __iter__(self) -> Iterator[Running]:
-        return iter(self._running.values())
+    @property
+    def leases(self) -> Iterator[Lease]:
+        """Of all that runs or is being published."""
+        for running in (*self._running.values(), *self._publishing.values()):
+            yield running.lease
 
     def begin(self, lease: Lease, run: ActiveRun, slot: int) -> bool:
         """Starts the command of a lease whose `start` is on its way. False: it is over already, the slot is free.
@@ -118,7 +130,12 @@ class Attempts:
                 Outcome(0, reason="skipped: its output exists", node=self._node),
             )
             return False
-        scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
+        try:
+            scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
+        except OutputRefused as error:
+            refused = Outcome(node=self._node, slot=slot, reason=str(error))
+            self._end(self._made_up(lease, run, slot), refused, final=True)
+            return False
         values = run.values(lease, slot, scratch.directory if scratch else "")
         started = time.monotonic()
         try:
@@ -219,13 +236,13 @@ class Attempts:
 
     def _publish(self, running: Running, outcome: Outcome) -> None:
         """Brings outputs to their final names: reserve these first, then move, then ack."""
-        try:
-            names = running.scratch.outputs() if running.scratch else []
-        except OutputRefused as error:
-            self._end(running, replace(outcome, reason=str(error)), final=True)
-            return
-        if not names:
+        if running.scratch is None:
             self._end(running, outcome)
+            return
+        try:
+            names = running.scratch.outputs()
+        except PpssError as error:
+            self._not_published(running, outcome, error)
             return
         self._publishing[member(running.lease)] = running
         self._link.send(self._calls.reserve(running.lease, names), partial(self._reserved, running, outcome))
@@ -243,16 +260,20 @@ class Attempts:
         assert running.scratch is not None
         try:
             running.scratch.publish(lambda names: taken, lambda: running.stopped != "lost")
-        except OutputRefused as error:
-            self._end(running, replace(outcome, reason=str(error)), final=True)
-        except LeaseLost:
-            self._close(running, outcome, Verdict.LOST)
-        except BaseException:  # the machine's fault: the item goes back
-            self._release(running, outcome)
-            raise
+        except PpssError as error:
+            self._not_published(running, outcome, error)
         else:
             running.scratch = None
             self._end(running, outcome)
+
+    def _not_published(self, running: Running, outcome: Outcome, error: PpssError) -> None:
+        if isinstance(error, OutputRefused):
+            self._end(running, replace(outcome, reason=str(error)), final=True)
+        elif isinstance(error, LeaseLost):
+            self._close(running, outcome, Verdict.LOST)
+        else:  # the machine's fault: the item goes back
+            self._release(running, outcome)
+            self._on_failure(error)
 
     def _release(self, running: Running, outcome: Outcome) -> None:
         self._outbox.release([running.lease])
@@ -284,19 +305,21 @@ class Attempts:
         if running.scratch is not None:
             running.scratch.discard()
         child = running.child
-        self._observer.ended(
-            Ended(
-                running.lease,
-                running.run,
-                running.slot,
-                outcome,
-                verdict,
-                retry_seconds,
-                child.stdout,
-                child.stderr,
-                running.started_epoch,
-            )
+        ended = Ended(
+            running.lease,
+            running.run,
+            running.slot,
+            outcome,
+            verdict,
+            retry_seconds,
+            child.stdout,
+            child.stderr,
+            running.started_epoch,
         )
+        try:
+            self._observer.ended(ended)
+        except OSError as error:
+            self._on_failure(error)
         self._launcher.release(child)
 
     @staticmethod

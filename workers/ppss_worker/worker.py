@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from types import FrameType
@@ -40,6 +41,7 @@ from ppss_worker.outbox import Outbox
 from ppss_worker.process import ChildSignals, Spawner
 from ppss_worker.runs import ActiveRun
 from ppss_worker.slots import SlotNumbers
+from ppss_worker.staging import sweep
 
 TIDY_SECONDS = 60.0
 RECONNECT_SECONDS = (0.05, 2.0)
@@ -107,7 +109,7 @@ class Worker:
         self._ready: deque[Lease] = deque()
         self._free: list[int] = []
         self._stop = Stop.NO
-        self._failure: PpssError | None = None
+        self._failure: Exception | None = None
         self._tidy_at = 0.0
         self._reconnect_at: float | None = None
         self._reconnect_delay = 0.0
@@ -160,7 +162,13 @@ class Worker:
             launcher = Launcher(spawner, selector, captures, self._answered, on_output)
             stack.callback(launcher.close)
             self._attempts = Attempts(
-                launcher, self._link, self._calls, self._outbox, self._observer, self._settings.node
+                launcher,
+                self._link,
+                self._calls,
+                self._outbox,
+                self._observer,
+                self._settings.node,
+                self._fail,
             )
             signals = stack.enter_context(ChildSignals())
             self._catch_signals(stack)
@@ -232,6 +240,7 @@ class Worker:
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
+            self._sweep()
             self._link.finish()
         self._claims.close()
         self._store.connection.close()
@@ -244,6 +253,7 @@ class Worker:
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_SECONDS
             self._tidy()
+            self._sweep()
         if self._stop:
             return LOOK_AGAIN_SECONDS
         return self._claims.send_if_wanted(
@@ -364,7 +374,7 @@ class Worker:
 
     # Failures
 
-    def _fail(self, error: PpssError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Something that no further item would survive: hand all back, then raise it."""
         if self._failure is None:
             self._failure = error
@@ -395,6 +405,21 @@ class Worker:
         self._reconnect_at = None
 
     # Small things
+
+    def _sweep(self) -> None:
+        """Forgets runs that have ended, and removes what killed workers left in their output directories."""
+
+        def ended(run: str, reply: Reply) -> None:
+            if not reply or read_members(reply)[0] not in ("done", "cancelled", "unknown"):
+                return
+            if any(lease.run == run for lease in self._attempts.leases):
+                return
+            active = self._runs.pop(run, None)
+            if active is not None and active.spec.output is not None:
+                sweep(active.spec.output, run)
+
+        for run in self._runs:
+            self._link.send(self._calls.renew(run, ()), partial(ended, run), repeat=False)
 
     def _tidy(self) -> None:
         def purge(run: str, reply: Reply) -> None:
