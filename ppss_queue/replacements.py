@@ -16,11 +16,13 @@ OUTPUT_FILE_LIMIT_BYTES = 200
 class ItemValues:
     """What one attempt offers to a command.
 
-    `item` is the local path or the text; `seq` counts from 1 in the run, `slot` from 1 on the node;
-    `output_dir` is "" for a run without `-o`; `output_file` is never "", "." or "..".
+    `item` is the local path or the text, `name` how it is shown (a file: relative to its source); `seq` counts
+    from 1 in the run, `slot` from 1 on the node; `output_dir` is "" for a run without `-o`;
+    `output_file` is never "", "." or "..".
     """
 
     item: str
+    name: str
     seq: int
     slot: int
     output_dir: str
@@ -79,7 +81,7 @@ ENVIRONMENT: Mapping[str, Value] = {
     "ITEM": lambda values: values.item,
     "OUTPUT_DIR": lambda values: values.output_dir,
     "OUTPUT_FILE": lambda values: values.output_file,
-    "PPSS_ITEM": lambda values: values.item,
+    "PPSS_ITEM": lambda values: values.name,
     "PPSS_SEQ": lambda values: str(values.seq),
     "PPSS_SLOT": lambda values: str(values.slot),
 }

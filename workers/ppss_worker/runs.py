@@ -57,7 +57,9 @@ class ActiveRun:
     def values(self, lease: Lease, slot: int, output_dir: str) -> ItemValues:
         """What the command of one attempt may name."""
         item = lease.item
-        return ItemValues(self.spec.local_path(item), item.seq, slot, output_dir, self.place_of(item)[1])
+        return ItemValues(
+            self.spec.local_path(item), item.name, item.seq, slot, output_dir, self.place_of(item)[1]
+        )
 
     def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
         """The environment of one attempt, on top of `environment`."""
