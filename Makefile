@@ -12,7 +12,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml requirements.lock tools/setup.sh
-	@PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
+	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV)
 	@touch $@
 
 demo: $(READY) ## Run the main job: every .py file of Python's own library through gzip, on all cores

@@ -1,7 +1,7 @@
 """`ppss.toml` in the current directory: defaults for options, below the environment and the command line.
 
-Top-level keys are long option names without the dashes, and count for every verb that has the option; a table
-`[run]` counts for that verb only.
+Top-level keys are option names without the dashes, and count for every verb that has the option; a table
+`[run]` counts for that verb only, and goes first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILE_NAME = "ppss.toml"
 
 
 def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, dict[str, object]]:
-    """Defaults per verb; `options` gives the option names of each verb. No file: nothing.
+    """Settings per verb; `options` gives the names that each verb knows. No file: nothing.
 
     Raises BadInput for a file that is no TOML, an unknown option, or a file of another user: it could bring a
     command that this user never wrote.
@@ -60,7 +60,7 @@ def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, d
 def _set(found: dict[str, object], path: Path, name: str, value: object, names: Collection[str]) -> None:
     if name not in names:
         raise BadInput(f"'{path}' sets '{name}', which is no option there.{_hint(name, names)}")
-    found[name.replace("-", "_")] = value
+    found[name] = value
 
 
 def _hint(name: str, names: Collection[str]) -> str:

@@ -40,9 +40,9 @@ _WORKER_PROGRAM = """
 import pathlib, sys
 from ppss_queue.keys import Keys
 from ppss_queue.queue import connect
-from ppss_worker import leases, worker
+from ppss_worker import claims, leases, worker
 leases.HEARTBEAT_SECONDS = 0.5
-worker.LOOK_AGAIN_SECONDS = worker.TIDY_SECONDS = 3600.0
+claims.LOOK_AGAIN_SECONDS = worker.LOOK_AGAIN_SECONDS = worker.TIDY_SECONDS = 3600.0
 
 class Observer:
     def started(self, lease, run, slot): print("started", lease.item.seq, flush=True)

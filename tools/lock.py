@@ -10,8 +10,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HEAD = """# Exact versions for development and CI, written by `make lock`; users get the ranges of pyproject.toml.
-"""
+HEAD = "# Exact versions for development and CI, written by `make lock`; users get the ranges of pyproject.toml.\n"
 
 
 def main() -> None:

@@ -1,33 +1,46 @@
 #!/usr/bin/env bash
-# Makes the virtual environment $1 with the package and the pinned development tools.
-# Works where Debian's python3-venv is missing: virtualenv, uv, or pip into a plain directory do as well.
+# Makes the virtual environment $1 with the package and the pinned development tools, or brings it up to date.
+# Debian without python3-venv can't fill one by itself: then uv, virtualenv or a pip outside of it do.
 set -euo pipefail
 venv=$1
 python=${PYTHON:-python3}
+unfinished=$venv/.unfinished
 
-command -v "$python" >/dev/null || { echo "make: '$python' is not found. Install Python 3.11 or newer, or say which: make PYTHON=python3.12" >&2; exit 2; }
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "make: '$python' is $("$python" --version), but PPSS needs Python 3.11 or newer. Say which: make PYTHON=python3.12" >&2
+stop() {
+    printf 'make: %s\n' "$*" >&2
     exit 2
 }
-if [ ! -x "$venv/bin/python" ]; then
-    rm -rf "$venv"
-    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+
+make_venv() {
+    if "$python" -c 'from ensurepip import bootstrap; from venv import create' 2>/dev/null; then
         "$python" -m venv "$venv"
     elif command -v uv >/dev/null; then
         uv venv --quiet --seed --python "$python" "$venv"
-    elif "$python" -m virtualenv --version >/dev/null 2>&1; then
+    elif "$python" -c 'from virtualenv import cli_run' 2>/dev/null; then
         "$python" -m virtualenv --quiet "$venv"
-    elif "$python" -m pip --version >/dev/null 2>&1; then
-        # venv without ensurepip, and the outer pip to fill it.
+    elif command -v virtualenv >/dev/null; then
+        virtualenv --quiet --python "$python" "$venv"
+    elif "$python" -c 'from pip import main; from venv import create' 2>/dev/null; then
         "$python" -m venv --without-pip "$venv"
-        "$python" -m pip --python "$venv/bin/python" install --quiet pip
+        "$python" -m pip install --quiet --disable-pip-version-check pip \
+            --target "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
     else
-        rm -rf "$venv"
-        echo "make: this Python can make no virtual environment. Type: sudo apt-get install python3-venv" >&2
-        exit 2
+        stop "'$python' can't make a virtual environment. Type this, then make again: sudo apt-get install -y python3-venv"
     fi
+}
+
+command -v "$python" >/dev/null ||
+    stop "'$python' is not found. Install Python 3.11 or newer, or say where one is: make demo PYTHON=/path/to/python3"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    stop "'$python' is $("$python" --version 2>&1), but PPSS needs 3.11 or newer. Say where one is: make demo PYTHON=/path/to/python3"
+
+echo "setting up $venv ..." >&2
+if [ -e "$unfinished" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$venv"
+    make_venv
 fi
-echo "installing into $venv ..." >&2
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.lock
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+touch "$unfinished" # an installation that was interrupted may look complete to pip: begin anew next time
+pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip -r requirements.lock
+pip --no-deps --no-build-isolation -e .
+rm "$unfinished"

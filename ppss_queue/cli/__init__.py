@@ -1,27 +1,37 @@
-"""The command line. Each verb is in the module named in VERBS, imported only when it is used."""
+"""The command line. Each verb is in the module that VERBS names, imported only when it is used."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A verb as `ppss --help` lists it, without importing it."""
+
+    group: str
+    module: str
+    summary: str
+
 
 VERBS = {
-    "run": "work",
-    "enqueue": "work",
-    "worker": "work",
-    "attach": "look",
-    "status": "look",
-    "items": "look",
-    "log": "look",
-    "wait": "control",
-    "retry": "control",
-    "pause": "control",
-    "resume": "control",
-    "cancel": "control",
-    "purge": "control",
-    "server": "admin",
-    "dashboard": "admin",
-    "completion": "admin",
+    "run": Entry("Work", "work", "Run a command once per item, on all cores, and show how it goes."),
+    "enqueue": Entry("Work", "work", "Put items into a new run and print its id; workers take them."),
+    "worker": Entry("Work", "worker", "Take items of all runs and run them until stopped."),
+    "status": Entry("Look", "look", "Show all runs, or one: counts, rate, time left, nodes."),
+    "items": Entry("Look", "look", "List the items of a run with their states."),
+    "log": Entry("Look", "log", "Show what an item's last attempt printed, and how it ended."),
+    "attach": Entry("Look", "look", "Show the progress of a run that works elsewhere."),
+    "wait": Entry("Look", "control", "Block until a run ends, and exit as `ppss run` would."),
+    "retry": Entry("Steer", "control", "Put failed items back to ready."),
+    "pause": Entry("Steer", "control", "Hand out no more items of a run; what runs goes on."),
+    "resume": Entry("Steer", "control", "Hand out items of a paused run again."),
+    "cancel": Entry("Steer", "control", "End a run, or items of it; what runs is killed."),
+    "purge": Entry("Steer", "control", "Forget runs that have ended."),
+    "server": Entry("Set up", "admin", "Start, stop or look at your own Redis on this machine."),
+    "dashboard": Entry("Set up", "admin", "Serve rq-dashboard, which shows runs and items in a browser."),
+    "completion": Entry("Set up", "admin", "Print the completion script for a shell."),
 }
 
 
@@ -37,7 +47,7 @@ def main() -> None:
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 130
+    except OSError:  # what could not be written must not be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = code or 130
     sys.exit(code)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from ppss_queue.cli.frame import Verb, json_option, option, url_option
+from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.options import Number, json_option, option, url_option
+from ppss_queue.cli.say import say
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.units import format_duration
 
@@ -23,10 +23,11 @@ from ppss_queue.units import format_duration
 @click.argument("action", type=click.Choice(["start", "stop", "status", "run"]))
 @json_option
 def server_verb(action: str, as_json: bool) -> int:
-    """Your own Redis (Valkey) on this machine. It starts by itself when it is needed.
+    """Start, stop or look at your own Redis on this machine.
 
-    It listens on a unix socket that only you can open, keeps its data in your state directory, and runs on
-    after the command that started it.
+    It is a Valkey that starts by itself when it is needed, listens on a unix socket that only you can open, keeps
+    its data in your state directory, and runs on after the command that started it. `status` ends with 1 if
+    it does not run.
     """
     from ppss_queue import server
 
@@ -37,7 +38,7 @@ def server_verb(action: str, as_json: bool) -> int:
         print(server.ensure_running(place))
         return ExitCode.OK
     if action == "stop":
-        print("stopped; its data stay" if server.stop(place) else "it was not running", file=sys.stderr)
+        say("stopped; its data stay" if server.stop(place) else "it was not running")
         return ExitCode.OK
     status = server.status(place)
     if as_json:
@@ -47,7 +48,7 @@ def server_verb(action: str, as_json: bool) -> int:
         values = dataclasses.asdict(status) if status else {}
         print(json.dumps({"running": status is not None, "url": place.address, **values}, default=str))
     elif status is None:
-        print(f"not running; it starts when it is needed. Its data: {place.directory}")
+        print(f"not running; it starts when it is needed\ndata:    {place.directory}")
     else:
         print(
             f"running for {format_duration(status.uptime_seconds)}: {status.version}, pid {status.pid}, "
@@ -57,23 +58,37 @@ def server_verb(action: str, as_json: bool) -> int:
     return ExitCode.OK if status else ExitCode.ITEMS_FAILED
 
 
-@click.command("dashboard", cls=Verb, examples="ppss dashboard --port 9000")
+@click.command(
+    "dashboard",
+    cls=Verb,
+    examples="""
+    ppss dashboard
+    ppss dashboard --port 9000
+    """,
+)
 @option(
     "--host",
     default="127.0.0.1",
     metavar="ADDRESS",
-    help="Address to listen at; it has no password.  [127.0.0.1]",
+    help="Listen there; it asks for no password.  [127.0.0.1]",
 )
-@option("--port", type=click.IntRange(1, 65535), default=9181, metavar="N", help="[9181]")
+@option(
+    "--port", type=Number(0, 65535), default=9181, metavar="N", help="Listen there; 0: any free one.  [9181]"
+)
 @url_option
 def dashboard_verb(host: str, port: int, url: str | None) -> int:
-    """Serve rq-dashboard on the same Redis until Ctrl-C: every run is a queue there, every item a job."""
-    from ppss_queue.broker import serve_dashboard
-    from ppss_queue.queue import connect
+    """Serve rq-dashboard, which shows runs and items in a browser.
 
-    with connect(url) as queue:
-        address = queue.connection.address
-    serve_dashboard(address, host=host, port=port)
+    Every run is a queue there, every item a job. Ctrl-C ends it.
+    """
+    from ppss_queue.broker import serve_dashboard
+
+    if url is None:
+        from ppss_queue import server
+
+        url = server.ensure_running(server.default_place())
+    open_queue(url).close()  # says what is wrong with it before anything is served
+    serve_dashboard(url, host=host, port=port, on_ready=lambda where: say(f"{where}  (Ctrl-C ends it)"))
     return ExitCode.OK
 
 

@@ -1,4 +1,4 @@
-"""ppss status, items, log, attach: verbs that change nothing."""
+"""ppss status, items, attach: verbs that show runs and items, and change nothing."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import click
 
-from ppss_queue.cli.frame import Verb, json_option, option, url_option
-from ppss_queue.errors import BadInput, ExitCode
-from ppss_queue.model import ENDED, STATES, ItemView, RunState, State
+from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.options import json_option, option, url_option
+from ppss_queue.cli.say import say, typed
+from ppss_queue.cli.table import table
+from ppss_queue.errors import ExitCode
+from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
 from ppss_queue.units import format_count, format_duration, format_rate, printable, shorten
 
 if TYPE_CHECKING:
-    from ppss_queue.queue import Queue, Run
     from ppss_queue.store import Counts
 
 _WATCH_SECONDS = 1.0
-_FOLLOW_SECONDS = 0.1
-
-
-def _queue(url: str | None) -> Queue:
-    from ppss_queue.queue import connect
-
-    return connect(url)
+_COMMAND_COLUMNS = 60
+_NAME_COLUMNS = 60
+_ROWS_AT_ONCE = 500
+"""Items whose columns are aligned together, so that a million of them stream."""
 
 
 @click.command(
@@ -45,42 +45,43 @@ def _queue(url: str | None) -> Queue:
 @url_option
 def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) -> int:
     """Show all runs, or one: counts, rate, time left, nodes."""
-    with _queue(url) as queue:
+    with open_queue(url) as queue:
         while True:
             runs = [queue.run(run).status()] if run else queue.runs()
-            if watch and sys.stdout.isatty():
-                print("\x1b[H\x1b[2J", end="")
-            _print_status(runs, as_json=as_json, one=run is not None)
+            if as_json:
+                lines = [json.dumps(status_object(counts)) for counts in runs]
+            else:
+                lines = _status_lines(runs, one=run is not None)
+            if watch and not as_json and sys.stdout.isatty():
+                print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="")
+            else:
+                print("".join(f"{line}\n" for line in lines), end="")
             if not watch:
                 return ExitCode.OK
             sys.stdout.flush()
             time.sleep(_WATCH_SECONDS)
 
 
-def _print_status(runs: list[Counts], *, as_json: bool, one: bool) -> None:
-    if as_json:
-        for counts in runs:
-            print(json.dumps(status_object(counts)))
-        return
+def _status_lines(runs: list[Counts], *, one: bool) -> list[str]:
     if not runs:
-        print("no runs. Make one: ppss run DIR -c COMMAND")
-        return
-    from ppss_queue.cli.table import print_table
-
+        return [f"no runs. Make one: {typed('run DIR -c COMMAND')}"]
     header = ("RUN", "STATE", "DONE", "FAILED", "RUNNING", "RATE", "ETA", "NODES", "COMMAND")
-    print_table(header, [_row(counts) for counts in runs])
+    lines = table(header, [_row(counts) for counts in runs])
     for counts in runs:
+        if one:
+            lines.append(f"items: {_state_counts(counts)}")
         if one and counts.reason:
-            print(f"{counts.run}: {counts.reason}. Go on: ppss run --resume {counts.run}")
+            lines.append(f"{counts.reason}. Go on: {typed(f'run --resume {counts.run}')}")
         if counts.expired:
-            print(
+            lines.append(
                 f"{counts.run}: {format_count(counts.expired)} items were with workers that are gone; "
                 "they come back with the next claim."
             )
+    return lines
 
 
 def _row(counts: Counts) -> tuple[str, ...]:
-    rate = counts.rate_per_second
+    rate = _rate(counts)
     return (
         counts.run + (f" ({counts.name})" if counts.name else ""),
         _state_shown(counts),
@@ -90,8 +91,19 @@ def _row(counts: Counts) -> tuple[str, ...]:
         format_rate(rate) if rate else "-",
         format_duration(counts.left / rate) if rate and counts.left else "-",
         str(len(nodes_of(counts))),
-        shorten(printable(command_shown(counts)), 60),
+        shorten(printable(command_shown(counts)), _COMMAND_COLUMNS),
     )
+
+
+def _rate(counts: Counts) -> float:
+    """Items per second; 0 once nobody works on it any more."""
+    return counts.rate_per_second if counts.workers else 0.0
+
+
+def _state_counts(counts: Counts) -> str:
+    """`3 ready, 2 leased, 40 succeeded`: they sum up to the total."""
+    values = {str(state): getattr(counts, state) for state in State}
+    return ", ".join(f"{format_count(count)} {state}" for state, count in values.items() if count) or "none"
 
 
 def _state_shown(counts: Counts) -> str:
@@ -117,7 +129,7 @@ def command_shown(counts: Counts) -> str:
 
 def status_object(counts: Counts) -> dict[str, object]:
     """The object of `ppss status --json`."""
-    rate = counts.rate_per_second
+    rate = _rate(counts)
     return {
         "run": counts.run,
         "name": counts.name,
@@ -144,6 +156,7 @@ def status_object(counts: Counts) -> dict[str, object]:
     cls=Verb,
     examples="""
     ppss items last --state failed
+    ppss items k3v9 --names --state failed | xargs -0 ls -l
     ppss items k3v9 --json | jq -r 'select(.exit_code == 6).item'
     ppss items k3v9 --csv > items.csv
     """,
@@ -151,19 +164,22 @@ def status_object(counts: Counts) -> dict[str, object]:
 @click.argument("run", default="last")
 @option(
     "--state",
-    type=click.Choice([*STATES, "running"]),
+    type=click.Choice([str(state) for state in STATES]),
     metavar="STATE",
-    help="Only items in this state: " + ", ".join(STATES) + ".",
+    help=f"Only items in this state: {', '.join(STATES)}.",
 )
-@option("--csv", "as_csv", is_flag=True, help="As CSV, with a header.")
-@option("-q", "--names", is_flag=True, help="Only names, each ended by NUL: for xargs -0.")
+@option("--csv", "as_csv", is_flag=True, help="Print CSV with a header.")
+@option("-q", "--names", is_flag=True, help="Print only names, each ended by NUL: for xargs -0.")
 @json_option
 @url_option
 def items_verb(run: str, state: str | None, as_csv: bool, names: bool, as_json: bool, url: str | None) -> int:
-    """List the items of a run (default: the latest)."""
-    with _queue(url) as queue:
-        wanted = State.LEASED if state == "running" else State(state) if state else None
-        views = queue.run(run).items(wanted)
+    """List the items of a run with their states.
+
+    Without RUN it is the latest.
+    """
+    with open_queue(url) as queue:
+        found = queue.run(run)
+        views = found.items(State(state) if state else None)
         if names:
             for view in views:
                 sys.stdout.buffer.write(os.fsencode(view.name) + b"\0")
@@ -172,8 +188,8 @@ def items_verb(run: str, state: str | None, as_csv: bool, names: bool, as_json: 
                 print(json.dumps(view.to_dict()))
         elif as_csv:
             _print_csv(views)
-        else:
-            _print_items(views)
+        elif not _print_items(views):
+            say(f"run {found.id} has no {state + ' ' if state else ''}items")
     return ExitCode.OK
 
 
@@ -181,34 +197,29 @@ def _print_csv(views: Iterator[ItemView]) -> None:
     import csv
 
     sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
-    writer: csv.DictWriter[str] | None = None
+    columns = ItemView(Item(0, ""), State.READY, 0, 0, Outcome()).to_dict()
+    writer = csv.DictWriter(sys.stdout, list(columns), lineterminator="\n")
+    writer.writeheader()
     for view in views:
-        values = view.to_dict()
-        if writer is None:
-            writer = csv.DictWriter(sys.stdout, list(values), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(values)
+        writer.writerow(view.to_dict())
 
 
-def _print_items(views: Iterator[ItemView]) -> None:
-    """In pieces, so that a million items stream; columns may differ between pieces."""
-    from itertools import islice
-
-    from ppss_queue.cli.table import print_table
-
+def _print_items(views: Iterator[ItemView]) -> bool:
+    """False: there were none."""
     header: tuple[str, ...] = ("ITEM", "STATE", "TRIES", "NODE", "EXIT", "TOOK", "LAST LINE")
-    while piece := list(islice(views, 500)):
-        print_table(header, [_item_row(view) for view in piece])
-        header = ("",) * len(header)
-        if len(piece) < 500:
-            return
+    printed = False
+    while rows := [_item_row(view) for view in islice(views, _ROWS_AT_ONCE)]:
+        for line in table(() if printed else header, rows):
+            print(line)
+        printed = True
+    return printed
 
 
 def _item_row(view: ItemView) -> tuple[str, ...]:
     outcome = view.outcome
     exit_shown = f"sig {outcome.signal}" if outcome.signal else outcome.exit_code
     return (
-        shorten(printable(view.name), 60) or "''",
+        shorten(printable(view.name), _NAME_COLUMNS) or "''",
         view.state,
         str(view.attempts),
         outcome.node or "-",
@@ -216,117 +227,6 @@ def _item_row(view: ItemView) -> tuple[str, ...]:
         format_duration(outcome.seconds) if view.state in ENDED and outcome.node else "-",
         printable(outcome.reason or outcome.last_line),
     )
-
-
-@click.command(
-    "log",
-    cls=Verb,
-    examples="""
-    ppss log last 2019/tax-return.pdf
-    ppss log k3v9 '#17'
-    ppss log k3v9 film.mkv -f
-    """,
-)
-@click.argument("run")
-@click.argument("item")
-@option(
-    "-f", "--follow", is_flag=True, help="Show what a running item prints until it ends (on its machine)."
-)
-@url_option
-def log_verb(run: str, item: str, follow: bool, url: str | None) -> int:
-    """Show what the item's last attempt printed, and how it ended.
-
-    ITEM is a name, or a number such as '#17'.
-    """
-    from ppss_queue import status
-
-    with _queue(url) as queue:
-        found = queue.run(run)
-        seq = status.find(queue.store, found.id, [item])[0]
-        if follow:
-            _follow(queue, found.id, seq)
-        (view,) = status.view(queue.store, found.id, [seq])
-        if not follow or view.state not in ENDED:
-            _write_log(queue, found, view)
-        print(f"ppss: {_ending(view)}", file=sys.stderr)
-    return ExitCode.OK
-
-
-def _write_log(queue: Queue, run: Run, view: ItemView) -> None:
-    from ppss_worker.logs import kept_log
-
-    from ppss_queue import status
-    from ppss_queue.cli.work import state_directory
-
-    path = kept_log(state_directory(), run.id, view.seq)
-    if view.state in ENDED or view.state is State.DELAYED:
-        try:
-            data = path.read_bytes()
-        except OSError:
-            data = status.output(queue.store, run.id, view.seq).encode()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-def _ending(view: ItemView) -> str:
-    name, outcome = printable(view.name), view.outcome
-    attempt = f"attempt {view.attempts}" if view.attempts else "not started"
-    if view.state is State.SUCCEEDED:
-        kept = " (what succeeded items print is kept with --keep-output)"
-        return f"'{name}' succeeded on {outcome.node} in {format_duration(outcome.seconds)}, {attempt}{kept}"
-    if view.state is State.FAILED:
-        where = f" on {outcome.node} after {format_duration(outcome.seconds)}" if outcome.node else ""
-        return f"'{name}' failed: {outcome.failure or 'exit 0'}{where}, {attempt}"
-    if view.state is State.DELAYED:
-        return f"'{name}' waits for its next attempt; {attempt} failed: {outcome.failure}"
-    return f"'{name}' is {view.state}, {attempt}"
-
-
-def _follow(queue: Queue, run: str, seq: int) -> None:
-    """Copies what the running command has printed and prints, from its own stdout and stderr in /proc."""
-    from ppss_queue import status
-
-    offsets: dict[str, int] = {}
-    seen = False
-    while True:
-        (view,) = status.view(queue.store, run, [seq])
-        sources = _captures(run, seq)
-        for path in sources:
-            seen = _copy_new(path, offsets) or seen
-        if view.state in ENDED:
-            return
-        if view.state is State.LEASED and not sources and not seen and view.attempts:
-            raise BadInput(f"'{printable(view.name)}' does not run on this machine as you: follow it there")
-        time.sleep(_FOLLOW_SECONDS)
-
-
-def _captures(run: str, seq: int) -> list[str]:
-    """stdout and stderr of the process group leader of the item, if it runs here as this user."""
-    wanted = {f"PPSS_RUN={run}".encode(), f"PPSS_SEQ={seq}".encode()}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry.name}/environ", "rb") as file:
-                if wanted <= set(file.read().split(b"\0")) and os.getpgid(int(entry.name)) == int(entry.name):
-                    return [f"/proc/{entry.name}/fd/1", f"/proc/{entry.name}/fd/2"]
-        except OSError:
-            continue
-    return []
-
-
-def _copy_new(path: str, offsets: dict[str, int]) -> bool:
-    try:
-        with open(path, "rb") as file:
-            key = os.readlink(path)
-            file.seek(offsets.get(key, 0))
-            data = file.read()
-            offsets[key] = file.tell()
-    except OSError:
-        return False
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-    return True
 
 
 @click.command(
@@ -339,8 +239,11 @@ def _copy_new(path: str, offsets: dict[str, int]) -> bool:
 @click.argument("run", default="last")
 @url_option
 def attach_verb(run: str, url: str | None) -> int:
-    """Show the progress of a run that works elsewhere; Ctrl-C ends only the view."""
+    """Show the progress of a run that works elsewhere.
+
+    Ctrl-C ends only the view. The exit code is that of `ppss run`. Without RUN it is the latest.
+    """
     from ppss_queue.cli.session import watch
 
-    with _queue(url) as queue:
+    with open_queue(url) as queue:
         return watch(queue, queue.run(run), quiet=False)

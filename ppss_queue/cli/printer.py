@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import select
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+from ppss_queue.units import printable
 
 _PIECE_BYTES = 1024 * 1024
 
@@ -19,13 +22,21 @@ class _Waiting:
     stderr_bytes: int
 
 
+_NOTHING = _Waiting("", 0, 0, 0)
+
+
 class Printer:
-    """Prints what items printed. Used by one thread."""
+    """Prints what items printed. Used by one thread. Raises OSError where nothing can be written."""
 
     def __init__(
-        self, *, keep_order: bool, tag: bool, quiet: bool, before: Callable[[], None] = lambda: None
+        self,
+        *,
+        keep_order: bool,
+        tag: bool,
+        quiet: bool,
+        before: Callable[[int, bytes], None] = lambda target, data: None,
     ) -> None:
-        """`before` is called before anything is written: the progress display makes room."""
+        """`before` hears what will be written next, and whether to stdout (1) or stderr (2)."""
         self._keep_order = keep_order
         self._tag = tag
         self._quiet = quiet
@@ -44,8 +55,13 @@ class Printer:
             self._print(name, 2, _pieces(stderr, 0, _size(stderr)))
             return
         self._waiting[seq] = self._keep(name, stdout, stderr)
-        while self._next_seq in self._waiting:
-            self._release(self._next_seq)
+        self._release_next()
+
+    def skip(self, seqs: Iterable[int]) -> None:
+        """These items ended before, or elsewhere: nobody waits for them."""
+        for seq in seqs:
+            self._waiting[seq] = _NOTHING
+            self._release_next()
 
     def line(self, seq: int, name: str, target: int, data: bytes) -> None:
         """Output of a running item, as it comes (--line-buffer): printed up to the last line end."""
@@ -69,6 +85,10 @@ class Printer:
         for seq in sorted(self._waiting):
             self._release(seq)
 
+    def _release_next(self) -> None:
+        while self._next_seq in self._waiting:
+            self._release(self._next_seq)
+
     def _release(self, seq: int) -> None:
         kept = self._waiting.pop(seq)
         self._next_seq = seq + 1
@@ -91,15 +111,15 @@ class Printer:
         return _Waiting(name, start, _size(stdout), _size(stderr))
 
     def _print(self, name: str, target: int, pieces: Iterator[bytes]) -> None:
-        prefix = os.fsencode(name) + b"\t" if self._tag else b""
+        prefix = f"{printable(name)}\t".encode() if self._tag else b""
         fresh = True
         for piece in pieces:
-            self._before()
             if prefix:
                 tagged = piece.replace(b"\n", b"\n" + prefix)
                 if piece.endswith(b"\n"):
                     tagged = tagged[: -len(prefix)]
                 piece, fresh = (prefix + tagged if fresh else tagged), piece.endswith(b"\n")
+            self._before(target, piece)
             _write(target, piece)
 
 
@@ -115,4 +135,7 @@ def _pieces(source: int, offset: int, size: int) -> Iterator[bytes]:
 def _write(target: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(target, view) :]
+        try:
+            view = view[os.write(target, view) :]
+        except BlockingIOError:  # some other program made our terminal or pipe non-blocking
+            select.select((), (target,), ())

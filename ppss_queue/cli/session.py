@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ppss_worker.attempts import Ended, Verdict
 from ppss_worker.logs import Logs
@@ -16,11 +15,12 @@ from ppss_worker.worker import Settings, Stop, Worker
 from ppss_queue.cli import summary
 from ppss_queue.cli.display import FRAME_SECONDS, Display, Progress
 from ppss_queue.cli.eta import Durations
+from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
-from ppss_queue.cli.work import this_node
+from ppss_queue.cli.say import fail, no_worker, say, typed
 from ppss_queue.connection import Reply
 from ppss_queue.errors import ExitCode, PpssError
-from ppss_queue.model import Lease, RunSpec, RunState
+from ppss_queue.model import ENDED, Lease, RunState
 from ppss_queue.queue import Queue, Run
 from ppss_queue.scripts import Call
 from ppss_queue.store import Counts, read_counts
@@ -28,10 +28,20 @@ from ppss_queue.units import format_count, plural
 
 _COUNT_SECONDS = 0.5
 """Between looks at the counts, for the display only."""
-_SCREEN = (Verdict.SUCCEEDED, Verdict.FAILED)
+_OVER = (Verdict.SUCCEEDED, Verdict.FAILED)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Show:
+    """How outputs of items are shown."""
+
+    keep_order: bool
+    tag: bool
+    line_buffer: bool
+    quiet: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Begun:
     name: str
     since: float
@@ -40,69 +50,49 @@ class _Begun:
 class Session:
     """Observer of the worker that `ppss run` is."""
 
-    def __init__(
-        self,
-        queue: Queue,
-        run: Run,
-        spec: RunSpec,
-        *,
-        slots: int,
-        options: dict[str, Any],
-        state_directory: Path,
-    ) -> None:
+    def __init__(self, queue: Queue, run: Run, settings: Settings, show: Show, logs: Path | None) -> None:
+        """`logs`: where --logs wants a log per item."""
         self._queue = queue
         self._run = run
-        self._slots = slots
-        self._display = Display(quiet=options["quiet"])
+        self._slots = settings.slots
+        self._show = show
+        self._display = Display(quiet=show.quiet)
         self._printer = Printer(
-            keep_order=options["keep_order"],
-            tag=options["tag"],
-            quiet=options["quiet"],
-            before=self._display.clear,
+            keep_order=show.keep_order, tag=show.tag, quiet=show.quiet, before=self._display.make_room
         )
-        self._lines = bool(options["line_buffer"]) and not options["quiet"]
-        self._quiet = bool(options["quiet"])
-        logs = options["logs"]
-        self._logs = Logs(state_directory, Path(logs).absolute() if logs else None)
+        self._logs = Logs(settings.state_directory, logs)
         self._durations = Durations()
         self._begun: dict[int, _Begun] = {}
         self._counts: Counts | None = None
         self._counted_at = 0.0
+        self._running = 0
+        self._work_seconds = 0.0
         self._stop_said = Stop.NO
-        import random
-
-        settings = Settings(
-            slots=slots,
-            node=options["node_name"] or this_node(),
-            state_directory=state_directory,
-            burst=True,
-            runs=(run.id,),
-            start_delay_seconds=random.uniform(0, options["delay"]),
-            line_buffer=self._lines,
-        )
+        self._unprintable: OSError | None = None
         self._worker = Worker(queue.connection.clone(name="ppss-worker"), queue.keys, settings, self)
 
     def work(self) -> int:
         """Until the run ends; returns the exit code."""
-        counts = self._run.status()
-        if not self._quiet:
+        self._counts = self._run.status()
+        if self._show.keep_order:
+            self._skip_ended(self._counts)
+        if not self._show.quiet:
             self._display.say(
-                f"run {self._run.id} · {plural(counts.total, 'item')} · {plural(self._slots, 'slot')} on this machine"
+                f"run {self._run.id} · {plural(self._counts.total, 'item')} · "
+                f"{plural(self._slots, 'slot')} on this machine"
             )
         started = time.monotonic()
-        failure: PpssError | None = None
+        failure: PpssError | OSError | None = None
         try:
             self._worker.work(self._tick)
-        except PpssError as error:
+            self._printer.flush()
+        except (PpssError, OSError) as error:
             failure = error
         finally:
             self._display.clear()
             self._logs.close()
-        self._printer.flush()
-        if failure is not None:
-            self._say_what_is_left()
-            raise failure
-        return self._conclude(time.monotonic() - started)
+        failure = self._unprintable or failure
+        return self._conclude(time.monotonic() - started) if failure is None else self._give_up(failure)
 
     # Observer
 
@@ -111,17 +101,26 @@ class Session:
 
     def output(self, lease: Lease, target: int, data: bytes) -> None:
         """A piece of what a running item prints (--line-buffer)."""
-        self._printer.line(lease.item.seq, lease.item.name, target, data)
+        if self._unprintable is None:
+            try:
+                self._printer.line(lease.item.seq, lease.item.name, target, data)
+            except OSError as error:
+                self._unprintable = error
+                self._worker.stop(Stop.NOW)
 
     def ended(self, ended: Ended) -> None:
+        """Raises OSError where output or logs can't be written: nothing more is run then."""
         self._begun.pop(ended.slot, None)
+        self._work_seconds += ended.outcome.seconds
         self._logs.write(ended)
-        item = ended.lease.item
-        if ended.verdict in _SCREEN:
+        item, over = ended.lease.item, ended.verdict in _OVER
+        if over:
             self._durations.add(ended.outcome.seconds)
-        if self._lines:
+        if self._unprintable is not None:
+            return
+        if self._show.line_buffer:
             self._printer.last_line(item.seq, item.name)
-        elif ended.verdict in _SCREEN:
+        elif over:
             self._printer.ended(item.seq, item.name, ended.stdout, ended.stderr)
 
     def warn(self, sentence: str) -> None:
@@ -135,7 +134,8 @@ class Session:
         if stop > self._stop_said:
             self._stop_said = stop
             self._say_stop(stop)
-        if self._quiet:
+        self._running = self._worker.running
+        if self._show.quiet:
             return 10.0
         if now >= self._counted_at + _COUNT_SECONDS:
             self._counted_at = now
@@ -151,68 +151,74 @@ class Session:
     def _progress(self, counts: Counts, now: float) -> Progress:
         if len(counts.workers) < 2:  # the counts are a moment old, and know of an end only when it was told
             counts = replace(counts, running=len(self._begun))
-        longest = min(self._begun.values(), key=lambda begun: begun.since, default=None)
-        return Progress.of(
-            counts,
-            self._durations,
-            self._slots,
-            longest=longest.name if longest else "",
-            longest_seconds=now - longest.since if longest else 0.0,
-        )
+        progress = Progress.of(counts, self._durations, self._slots)
+        if not self._begun:
+            return progress
+        longest = min(self._begun.values(), key=lambda begun: begun.since)
+        return replace(progress, longest=longest.name, longest_seconds=now - longest.since)
 
     def _say_stop(self, stop: Stop) -> None:
-        running = plural(self._worker.running, "running item")
+        """`_running`: how many there were at the last look; what is quick has ended since."""
+        running = plural(self._running, "running item")
+        if not self._running:
+            return
         if stop is Stop.DRAIN:
             self._display.say(f"finishing {running} (again: stop now) ...")
         elif stop is Stop.NOW:
             self._display.say(f"stopping {running} (again: at once) ...")
 
+    def _skip_ended(self, counts: Counts) -> None:
+        """What ended before this session is not waited for by --keep-order."""
+        if counts.left < counts.total:
+            self._printer.skip(view.seq for view in self._run.items() if view.state in ENDED)
+
+    # Last words
+
     def _conclude(self, wall_seconds: float) -> int:
         counts = self._run.status()
         if counts.state in (RunState.DONE, RunState.CANCELLED) or counts.reason:
-            summary.say(summary.summarize(self._run, counts, wall_seconds=wall_seconds, slots=self._slots))
+            work = summary.work_done(self._work_seconds, wall_seconds, self._slots)
+            summary.print_lines(summary.summarize(self._run, counts, wall_seconds, work))
             return summary.exit_code(counts)
-        self._say_what_is_left()
+        self._say_what_is_left(counts)
         return ExitCode.INTERRUPTED
 
-    def _say_what_is_left(self) -> None:
-        try:
-            counts = self._run.status()
-        except PpssError:
-            return
-        done = counts.total - counts.left
-        summary.say(
-            [
-                f"run {self._run.id} interrupted: {format_count(done)} done, {format_count(counts.left)} left, "
-                "nothing lost",
-                f"go on: ppss run --resume {self._run.id}",
-            ]
-        )
+    def _give_up(self, failure: PpssError | OSError) -> int:
+        if isinstance(failure, OSError):
+            code: int = ExitCode.INTERRUPTED
+            if failure.errno not in CLOSED:
+                code = fail(machine_failed(failure))
+        else:
+            code = fail(failure)
+        with suppress(PpssError):  # Redis is gone, as was just said
+            self._say_what_is_left(self._run.status())
+        return code
+
+    def _say_what_is_left(self, counts: Counts) -> None:
+        done = format_count(counts.total - counts.left)
+        say(f"run {self._run.id} interrupted: {done} done, {format_count(counts.left)} left, nothing lost")
+        say(f"go on: {typed(f'run --resume {self._run.id}')}")
 
 
 def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
     """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view. Returns the exit code of the run."""
-    display, durations = Display(quiet=quiet), Durations()
+    display = Display(quiet=quiet)
     counts = run.status()
     if not quiet:
         display.say(
             f"run {run.id} · {plural(counts.total, 'item')} · {plural(len(counts.workers), 'worker')}"
         )
-        if not counts.workers and not queue.workers():
-            display.say("no worker is there. Start one here or on another machine: ppss worker")
+        if not run.is_over() and not queue.workers():
+            display.say(f"ppss: {no_worker()}")
     try:
-        while True:
-            try:
-                run.wait(_COUNT_SECONDS)
-                break
-            except TimeoutError:
-                display.show(Progress.of(run.status(), durations, 0))
+        while not run.is_over():
+            display.show(Progress.of(run.status(), Durations(), 0))
+            time.sleep(_COUNT_SECONDS)
     except KeyboardInterrupt:
         display.clear()
-        print(f"run {run.id} goes on. See it again: ppss attach {run.id}", file=sys.stderr)
+        say(f"run {run.id} goes on. See it again: {typed(f'attach {run.id}')}")
         return ExitCode.INTERRUPTED
     display.clear()
     counts = run.status()
-    wall = (counts.ended or time.time()) - counts.created
-    summary.say(summary.summarize(run, counts, wall_seconds=wall, slots=0))
+    summary.print_lines(summary.summarize(run, counts, summary.wall_seconds(counts)))
     return summary.exit_code(counts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 
+from ppss_queue.cli.say import say, typed
 from ppss_queue.errors import ExitCode
 from ppss_queue.model import ItemView, RunState, State
 from ppss_queue.queue import Run
@@ -18,6 +20,8 @@ _EXAMINED = 10_000
 """Failed items that are looked at to group them."""
 _GROUPS = 5
 _NAMES = 3
+_NAME_COLUMNS = 40
+_LINE_COLUMNS = 80
 
 
 @dataclass(slots=True)
@@ -35,8 +39,21 @@ def exit_code(counts: Counts) -> ExitCode:
     return ExitCode.ITEMS_FAILED if counts.failed or counts.reason else ExitCode.OK
 
 
-def summarize(run: Run, counts: Counts, *, wall_seconds: float, slots: int) -> list[str]:
-    """Lines for a run that ended; `slots` 0: it did not work here."""
+def wall_seconds(counts: Counts) -> float:
+    """From the making of a run to its end, or to now."""
+    return (counts.ended or time.time()) - counts.created
+
+
+def work_done(work_seconds: float, wall_seconds: float, slots: int) -> str:
+    """`38 min of work on 8 slots, 7.8x`; nothing for what is over in a blink."""
+    if wall_seconds < 1 or not work_seconds:
+        return ""
+    speedup = work_seconds / wall_seconds
+    return f" · {format_duration(work_seconds)} of work on {plural(slots, 'slot')}, {speedup:.1f}x"
+
+
+def summarize(run: Run, counts: Counts, wall_seconds: float, work: str = "") -> list[str]:
+    """Lines for a run that ended; `work` as of `work_done`, if it worked here."""
     what = counts.state if counts.state is not RunState.PAUSED else counts.reason
     parts = [f"{format_count(counts.succeeded)} succeeded"]
     if counts.failed:
@@ -45,54 +62,71 @@ def summarize(run: Run, counts: Counts, *, wall_seconds: float, slots: int) -> l
         parts.append(f"{format_count(counts.cancelled)} cancelled")
     if counts.left:
         parts.append(f"{format_count(counts.left)} left")
-    work = ""
-    if slots and wall_seconds >= 1 and counts.work_seconds:
-        speedup = counts.work_seconds / wall_seconds
-        work = f" · {format_duration(counts.work_seconds)} of work on {plural(slots, 'slot')}, {speedup:.1f}x"
     lines = [f"run {run.id} {what} in {format_duration(wall_seconds)}: {', '.join(parts)}{work}"]
-    first = ""
-    if counts.failed:
-        failed = list(islice(run.items(State.FAILED), _EXAMINED))
-        lines += _groups(failed)
-        first = failed[0].name if failed else ""
-    return lines + _next_steps(run, counts, first)
+    failed = list(islice(run.items(State.FAILED), _EXAMINED)) if counts.failed else []
+    return [*lines, *_groups(run, failed), *_next_steps(run, counts, failed)]
 
 
-def _groups(failed: Iterable[ItemView]) -> list[str]:
+def _groups(run: Run, failed: Iterable[ItemView]) -> list[str]:
     groups: dict[str, _Alike] = {}
     for view in failed:
-        outcome = view.outcome
-        label = outcome.failure or "failed"
-        if outcome.last_line and not outcome.reason:
-            label += f' · "{shorten(outcome.last_line, 60)}"'
-        alike = groups.setdefault(label, _Alike())
+        alike = groups.setdefault(_kind(view), _Alike())
         alike.count += 1
         if len(alike.names) < _NAMES:
-            alike.names.append(shorten(printable(view.name), 40))
-    lines = []
+            alike.names.append(shorten(printable(view.name), _NAME_COLUMNS) or "''")
     ranked = sorted(groups.items(), key=lambda pair: -pair[1].count)
-    for label, alike in ranked[:_GROUPS]:
+    lines = []
+    for kind, alike in ranked[:_GROUPS]:
         names = ", ".join(alike.names) + (", ..." if alike.count > len(alike.names) else "")
-        same = " failed alike ·" if alike.count > 1 else ""
-        lines.append(f"  {format_count(alike.count)}{same} {label}    {names}")
+        how = "failed alike" if alike.count > 1 else "failed"
+        lines.append(f"  {format_count(alike.count)} {how} · {kind}    {names}")
     if len(ranked) > _GROUPS:
-        lines.append(
-            f"  and {plural(len(ranked) - _GROUPS, 'more kind')} of failure: ppss items ... --state failed"
-        )
+        more = plural(len(ranked) - _GROUPS, "more kind")
+        lines.append(f"  and {more} of failure: {typed(f'items {run.id} --state failed')}")
     return lines
 
 
-def _next_steps(run: Run, counts: Counts, failed_name: str) -> list[str]:
+def _kind(view: ItemView) -> str:
+    """What it has in common with items that failed alike: how it ended, and its last line without its own name."""
+    outcome = view.outcome
+    if outcome.reason or not outcome.last_line:
+        return outcome.failure or "failed"
+    line = outcome.last_line
+    for name in (view.name, os.path.basename(view.name)):
+        if len(name) > 2:
+            line = line.replace(name, "{}")
+    return f'{outcome.failure} · "{shorten(printable(line), _LINE_COLUMNS)}"'
+
+
+def _next_steps(run: Run, counts: Counts, failed: list[ItemView]) -> list[str]:
     steps = []
-    if failed_name:
-        name = shlex.quote(failed_name) if failed_name.isprintable() else ""
-        steps.append(f"see one: ppss log {run.id} {name}" if name else f"see them: ppss items {run.id}")
+    if failed:
+        steps.append(f"see one: {typed(f'log {run.id} {_pasteable(failed[0])}')}")
     if counts.state is RunState.PAUSED:
-        steps.append(f"go on: ppss run --resume {run.id}")
-    elif counts.failed:
-        steps.append(f"again: ppss run --resume {run.id} --retry-failed")
+        steps.append(f"go on: {typed(f'run --resume {run.id}')}")
+    elif counts.failed and counts.state is RunState.DONE:
+        steps.append(f"again: {typed(f'run --resume {run.id} --retry-failed')}")
+    if counts.spec.output is not None and counts.succeeded:
+        steps.append(f"outputs: {_from_here(counts.spec.output)}/")
     return ["    ".join(steps)] if steps else []
 
 
-def say(lines: Iterable[str]) -> None:
-    print("\n".join(lines), file=sys.stderr, flush=True)
+def _pasteable(view: ItemView) -> str:
+    """The item as an argument: its name, or its number where a name could be misread."""
+    name = view.name
+    plain = name.isprintable() and len(name) <= _LINE_COLUMNS and name[:1] not in ("", "-", "#")
+    return shlex.quote(name if plain else f"#{view.seq}")
+
+
+def _from_here(path: str) -> str:
+    """The path as one would type it here."""
+    try:
+        below = os.path.relpath(path)
+    except OSError:  # the current directory is gone
+        return printable(path)
+    return printable(path if below.startswith("..") else below)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        say(line)

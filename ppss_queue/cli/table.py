@@ -1,17 +1,43 @@
-"""Plain tables: columns as wide as their widest cell, the last one cut to the terminal."""
+"""Plain tables: columns as wide as their widest cell, lines cut to the terminal."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 
+_WIDE = ("W", "F")
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Writes to stdout; a header alone for no rows."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table for stdout; an empty `header` has no line."""
+    lines = [*([header] if header else []), *rows]
+    widths = [max(width_of(cell) for cell in column) for column in zip(*lines, strict=True)]
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    for line in lines:
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        print(f"{text[: limit - 1]}…" if limit and len(text) > limit else text)
+    texts = (
+        "  ".join(
+            cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+    return [cut(text, limit) if limit else text for text in texts]
+
+
+def width_of(text: str) -> int:
+    """Columns on a terminal: two for most East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in _WIDE else 1
+        for char in text
+    )
+
+
+def cut(text: str, columns: int) -> str:
+    """The beginning of it, with an ellipsis if it is wider than `columns`."""
+    if width_of(text) <= columns:
+        return text
+    while text and width_of(text) >= columns:
+        text = text[:-1]
+    return text + "…"

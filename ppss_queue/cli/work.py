@@ -1,132 +1,108 @@
-"""ppss run, enqueue, worker."""
+"""ppss run, enqueue."""
 
 from __future__ import annotations
 
-import os
-import random
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ppss_queue.cli.frame import Duration, Slots, Verb, cores_here, json_option, option, url_option, warn
-from ppss_queue.cli.making import Wish, check_command, making_options, print_dry_run
+from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.making import making_options, work_options
+from ppss_queue.cli.options import json_option, option, url_option
+from ppss_queue.cli.preview import check_command, print_dry_run
+from ppss_queue.cli.say import no_worker, say, typed, warn
+from ppss_queue.cli.wish import Wish
+from ppss_queue.cli.worker import log_directory, say_where_command_is_from, settings_of
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import RunSpec, RunState
-from ppss_queue.units import plural, printable
+from ppss_queue.units import plural
 
 if TYPE_CHECKING:
     from ppss_queue.queue import Queue, Run
     from ppss_queue.sources import Sources
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_WORKER_OPTIONS = (
-    option("-p", "--slots", "-j", "-P", "slots", type=Slots(), metavar="N",
-           help="Items at once: 8, 50%, -1 (all cores but one). Default: all cores."),
-    option("--nice", type=click.IntRange(-20, 19), default=0, metavar="N", help="Lower the priority of commands."),
-    option("-D", "--delay", type=Duration(), default="0", metavar="TIME",
-           help="Wait a random time up to this before the first item."),
-    option("--logs", type=click.Path(file_okay=False), metavar="DIR",
-           help="A log per item, and a job log as GNU parallel writes it."),
-    option("--node-name", metavar="NAME", help="Name of this machine in lists. Default: its host name."),
-)  # fmt: skip
-
-
-def worker_options(function: F) -> F:
-    """Adds the options of whoever runs items."""
-    for decorate in reversed(_WORKER_OPTIONS):
-        function = decorate(function)
-    return function
-
-
-def open_queue(url: str | None) -> Queue:
-    """Says what is doubtful about the server. Raises BadInput, ServiceFailed."""
-    from ppss_queue.queue import connect
-
-    queue = connect(url)
-    for warning in queue.warnings:
-        warn(warning)
-    return queue
+_NO_ITEMS = "there are no items, so there is nothing to do."
 
 
 @click.command(
     "enqueue",
     cls=Verb,
     takes_words=True,
+    usage="""
+    [OPTION]... [SOURCE]... -c CMD
+    [OPTION]... [SOURCE]... -- PROG ARG...
+    [OPTION]... [SOURCE]... --into RUN
+    """,
     examples="""
     ppss enqueue scans/ -c 'ocrmypdf "$ITEM" "$OUTPUT_DIR/$OUTPUT_FILE"' -o searchable/
     find . -name '*.wav' -print0 | ppss enqueue -0 --files -o flac -- flac -8 -o {out.}.flac {}
-    run=$(ppss enqueue urls.txt.d/ -c 'curl -fsSO "$ITEM"'); ppss wait "$run"
+    run=$(ppss enqueue -f urls.txt -- curl -fsSO); ppss wait "$run"
     ppss enqueue more/ --into last
     """,
 )
 @making_options
-@option("--into", metavar="RUN", help="Add to this run instead of making one.")
+@option("--into", section="Work", metavar="RUN", help="Add to this run instead of making one.")
 @json_option
 @url_option
 @click.pass_context
 def enqueue_verb(
-    context: click.Context, into: str | None, as_json: bool, url: str | None, **made: Any
+    context: click.Context, /, into: str | None, as_json: bool, url: str | None, **made: Any
 ) -> int:
-    """Put items into a new run and print its id; workers take them from then on."""
-    wish = Wish.of(context, made)
+    """Put items into a new run and print its id; workers take them.
+
+    Items are files below directories, files, or lines of a list (-f LIST, or stdin). None is taken before all are
+    enqueued. Without a command they wait for a worker that has one: ppss worker -c CMD
+    """
+    wish = Wish(context, made)
+    wish.check_words()
     if into is not None:
         return _enqueue_into(wish, into, as_json=as_json, url=url)
-    spec = wish.spec()
-    _say_where_command_is_from(context)
-    check_command(spec, look_for_program=not made["no_check"])
-    sources = wish.open_sources()
+    spec, sources = _prepare(wish, look_for_program=not made["no_check"])
     if made["dry_run"]:
-        print_dry_run(spec, sources)
-        return ExitCode.OK
+        return _dry_run(spec, sources)
     with open_queue(url) as queue:
-        run = queue.make_run(spec, sources)
+        run = _make_run(queue, spec, sources, quiet=False)
         counts = run.status()
-        _warn_about(sources)
-        if as_json:
-            import json
-
-            print(
-                json.dumps({"run": run.id, "name": spec.name, "total": counts.total, "state": counts.state})
-            )
-        else:
-            print(run.id)
-        sys.stdout.flush()
+        _print_made(as_json, {"run": run.id, "name": spec.name, "total": counts.total, "state": counts.state})
         if not counts.total:
-            warn("there are no items, so there is nothing to do.")
+            warn(_NO_ITEMS)
         elif spec.command is None:
-            warn(
-                f"run {run.id} has no command: its items wait for a worker that has one: ppss worker -c COMMAND"
-            )
+            worker = typed("worker -c COMMAND")
+            warn(f"run {run.id} has no command: its items wait for a worker that has one: {worker}")
         elif not queue.workers():
-            warn(f"no worker is there. Start one here or on another machine: ppss worker{_url_words(url)}")
+            warn(no_worker())
     return ExitCode.OK
 
 
 def _enqueue_into(wish: Wish, into: str, *, as_json: bool, url: str | None) -> int:
-    if wish.command is not None:
-        raise BadInput("--into adds items to a run that has its command already: leave the command out")
+    wish.for_into()
     with open_queue(url) as queue:
         run = queue.run(into)
         sources = wish.open_sources()
         added = run.add_sources(sources)
         _warn_about(sources)
-        if as_json:
-            import json
-
-            print(json.dumps({"run": run.id, "added": added, "total": run.status().total}))
-        else:
-            print(run.id)
+        _print_made(as_json, {"run": run.id, "added": added, "total": run.status().total})
     return ExitCode.OK
+
+
+def _print_made(as_json: bool, facts: dict[str, object]) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(facts), flush=True)
+    else:
+        print(facts["run"], flush=True)
 
 
 @click.command(
     "run",
     cls=Verb,
     takes_words=True,
+    usage="""
+    [OPTION]... [SOURCE]... -c CMD
+    [OPTION]... [SOURCE]... -- PROG ARG...
+    [OPTION]... --resume RUN
+    """,
     examples="""
     ppss run photos/ -c 'convert "$ITEM" -resize 1024 "$OUTPUT_DIR/$OUTPUT_FILE"' -o small/
     ppss run logs/ --include '*.log' -- gzip -9
@@ -136,13 +112,13 @@ def _enqueue_into(wish: Wish, into: str, *, as_json: bool, url: str | None) -> i
     """,
 )
 @making_options
-@worker_options
-@option("-k", "--keep-order", is_flag=True, help="Print outputs in input order.")
-@option("--tag", is_flag=True, help="Put the item before each line of output.")
-@option("--line-buffer", is_flag=True, help="Print lines as they come, mixed.")
-@option("-q", "--quiet", is_flag=True, help="Print no output of items and no progress.")
-@option("--resume", metavar="RUN", help="Go on with a run: what is left, never what succeeded.")
-@option("--retry-failed", is_flag=True, help="With --resume: what failed too.")
+@work_options
+@option("--resume", section="Work", metavar="RUN", help="Do what is left of a run, never what succeeded.")
+@option("--retry-failed", section="Work", is_flag=True, help="With --resume: do what failed too.")
+@option("-k", "--keep-order", section="Output", is_flag=True, help="Print outputs in input order.")
+@option("--tag", section="Output", is_flag=True, help="Put the item and a tab before each line.")
+@option("--line-buffer", section="Output", is_flag=True, help="Print lines as they come, mixed.")
+@option("-q", "--quiet", section="Output", is_flag=True, help="Print neither outputs of items nor progress.")
 @url_option
 @click.pass_context
 def run_verb(
@@ -150,162 +126,104 @@ def run_verb(
 ) -> int:
     """Run a command once per item, on all cores, and show how it goes.
 
-    Items are files below directories, files, or lines of a list. -p 0 works elsewhere: workers take the items.
+    Items are files below directories, files, or lines of a list (-f LIST, or stdin). The command is a text for
+    bash (-c), or words (--) that are executed as they are; one that names no item gets it as its last
+    argument. -p 0: run nothing here, only watch what workers do.
     """
-    wish = Wish.of(context, made)
+    wish = Wish(context, made)
+    wish.check_words()
     if resume is not None:
-        return _resume(wish, resume, retry_failed=retry_failed, url=url)
+        wish.for_resume()
+        return _resume(resume, made, retry_failed=retry_failed, url=url)
     if retry_failed:
         raise BadInput("--retry-failed goes with --resume RUN")
-    spec = wish.spec()
-    if spec.command is None:
+    if wish.command is None:
         raise BadInput("there is no command: give one with -c CMD, or as words: -- PROG ARG...")
-    _say_where_command_is_from(context)
-    check_command(spec, look_for_program=not made["no_check"] and made["slots"] != 0)
-    sources = wish.open_sources()
+    spec, sources = _prepare(wish, look_for_program=not made["no_check"] and made["slots"] != 0)
     if made["dry_run"]:
-        print_dry_run(spec, sources)
-        return ExitCode.OK
+        return _dry_run(spec, sources)
+    log_directory(made)
     with open_queue(url) as queue:
-        run = queue.make_run(spec, sources)
-        _warn_about(sources)
+        run = _make_run(queue, spec, sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
-            warn("there are no items, so there is nothing to do.")
+            warn(_NO_ITEMS)
             return ExitCode.OK
-        return _work_on(queue, run, spec, made)
+        return _work_on(queue, run, made)
 
 
-def _resume(wish: Wish, name: str, *, retry_failed: bool, url: str | None) -> int:
-    if wish.names_source or wish.words is not None or wish.values["command"]:
-        raise BadInput("--resume goes on with a run that has its items and command: leave them out here")
+def _prepare(wish: Wish, *, look_for_program: bool) -> tuple[RunSpec, Sources]:
+    """All that can be wrong is found here, before anything is enqueued. Raises BadInput."""
+    spec = wish.spec()
+    if wish.words is None:
+        say_where_command_is_from(wish.context)
+    check_command(spec, look_for_program=look_for_program)
+    return spec, wish.open_sources()
+
+
+def _dry_run(spec: RunSpec, sources: Sources) -> int:
+    if not print_dry_run(spec, sources):
+        warn(_NO_ITEMS)
+    _warn_about(sources)
+    return ExitCode.OK
+
+
+def _make_run(queue: Queue, spec: RunSpec, sources: Sources, *, quiet: bool) -> Run:
+    from ppss_queue.cli.display import Display
+
+    for warning in queue.warnings:
+        warn(warning)
+    display = Display(quiet=quiet)
+    try:
+        run = queue.make_run(spec, sources, display.filling)
+    except KeyboardInterrupt:
+        display.say("interrupted: nothing of the run is left")
+        raise
+    finally:
+        display.clear()
+    _warn_about(sources)
+    return run
+
+
+def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | None) -> int:
+    log_directory(made)
     with open_queue(url) as queue:
         run = queue.run(name)
-        counts = run.status()
-        if counts.state is RunState.CANCELLED:
+        state = run.status().state
+        if state is RunState.CANCELLED:
             raise BadInput(f"run {run.id} was cancelled, so nothing of it can go on. Enqueue again.")
-        if counts.state is RunState.FILLING:
+        if state is RunState.FILLING:
             raise BadInput(
                 f"run {run.id} is still being filled. Try again when it is open: ppss status {run.id}"
             )
-        if counts.state is RunState.PAUSED:
+        if state is RunState.PAUSED:
             run.resume()
         if retry_failed:
             run.retry()
         counts = run.status()
-        if not counts.left:
-            warn(f"run {run.id} has nothing left to do ({plural(counts.failed, 'item')} failed).")
-            return ExitCode.ITEMS_FAILED if counts.failed else ExitCode.OK
-        return _work_on(queue, run, counts.spec, wish.values)
+        if counts.left:
+            return _work_on(queue, run, made)
+        warn(f"run {run.id} has nothing left to do ({plural(counts.failed, 'item')} failed).")
+        if not counts.failed:
+            return ExitCode.OK
+        say(f"again: {typed(f'run --resume {run.id} --retry-failed')}")
+        return ExitCode.ITEMS_FAILED
 
 
-def _work_on(queue: Queue, run: Run, spec: RunSpec, made: dict[str, Any]) -> int:
-    from ppss_queue.cli.session import Session, watch
+def _work_on(queue: Queue, run: Run, made: dict[str, Any]) -> int:
+    try:
+        from ppss_queue.cli.session import Session, Show, watch
 
-    if made["slots"] == 0:
-        return watch(queue, run, quiet=made["quiet"])
-    slots = made["slots"] or cores_here()
-    if made["nice"]:
-        os.nice(made["nice"])
-    session = Session(queue, run, spec, slots=slots, options=made, state_directory=state_directory())
-    return session.work()
-
-
-@click.command(
-    "worker",
-    cls=Verb,
-    takes_words=True,
-    examples="""
-    ppss worker
-    ppss worker --burst -p 50%
-    ppss worker --run k3v9 --nice 10
-    ppss worker --url redis://:password@10.0.0.5 --logs /var/log/ppss
-    """,
-)
-@worker_options
-@option("-c", "--command", metavar="CMD", help="Command for runs that have none.")
-@option("--burst", is_flag=True, help="End when nothing is left.")
-@option(
-    "--run",
-    "runs",
-    multiple=True,
-    envvar="PPSS_RUNS",
-    metavar="RUN",
-    help="Serve only this run (may be repeated).",
-)
-@option("-q", "--quiet", is_flag=True, help="Do not log each item.")
-@url_option
-@click.pass_context
-def worker_verb(
-    context: click.Context,
-    /,
-    slots: int | None,
-    nice: int,
-    delay: float,
-    logs: str | None,
-    node_name: str | None,
-    command: str | None,
-    burst: bool,
-    runs: tuple[str, ...],
-    quiet: bool,
-    url: str | None,
-) -> int:
-    """Take items of all runs and run them until stopped.
-
-    SIGTERM finishes what runs; a second one, and Ctrl-C, hand it back; a second Ctrl-C does so at once.
-    """
-    from ppss_worker.worker import Settings, Worker
-
-    from ppss_queue.cli.frame import WORDS
-    from ppss_queue.cli.workerlog import WorkerLog
-
-    if slots == 0:
-        raise BadInput("a worker needs at least one slot: -p 1")
-    with open_queue(url) as queue:
-        resolved = tuple(queue.run(name).id for name in runs)
-        log = WorkerLog(state_directory(), Path(logs) if logs else None, quiet=quiet)
-        settings = Settings(
-            slots=slots or cores_here(),
-            node=node_name or this_node(),
-            state_directory=state_directory(),
-            burst=burst,
-            runs=resolved,
-            command=context.meta.get(WORDS) or command,
-            start_delay_seconds=random.uniform(0, delay),
-        )
-        if nice:
-            os.nice(nice)
-        worker = Worker(queue.connection.clone(name="ppss-worker"), queue.keys, settings, log)
-        log.say(
-            f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
-        )
-        worker.work()
-        log.say(f"worker {worker.name} ended: {log.summary}")
-    return ExitCode.OK
-
-
-def state_directory() -> Path:
-    """Where logs, captures and slot numbers of this user on this machine are."""
-    from ppss_queue.server import default_place
-
-    return default_place().directory.parent
-
-
-def this_node() -> str:
-    import socket
-
-    return socket.gethostname().split(".")[0] or "localhost"
-
-
-def _say_where_command_is_from(context: click.Context) -> None:
-    if context.get_parameter_source("command") is click.core.ParameterSource.DEFAULT_MAP:
-        warn(f"the command is from ppss.toml: {printable(str(context.params.get('command')))}")
+        if made["slots"] == 0:
+            return watch(queue, run, quiet=made["quiet"])
+        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=made["line_buffer"])
+        show = Show(made["keep_order"], made["tag"], made["line_buffer"], made["quiet"])
+        return Session(queue, run, settings, show, log_directory(made)).work()
+    except KeyboardInterrupt:  # before the worker took the signal over
+        say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")
+        raise
 
 
 def _warn_about(sources: Sources) -> None:
     for warning in sources.warnings:
         warn(warning)
-
-
-def _url_words(url: str | None) -> str:
-    return f" --url {url}" if url and "@" not in url else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ppss_worker.attempts import Ended, Verdict
 from ppss_worker.logs import Logs
 from ppss_worker.runs import ActiveRun
 
+from ppss_queue.cli.say import say
 from ppss_queue.model import Lease
 from ppss_queue.units import format_duration, plural, printable
 
@@ -36,7 +36,7 @@ class WorkerLog:
         return ", ".join(parts) or plural(0, "item")
 
     def say(self, sentence: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {sentence}", file=sys.stderr, flush=True)
+        say(f"{time.strftime('%H:%M:%S')} {sentence}")
 
     def warn(self, sentence: str) -> None:
         self.say(f"! {sentence}")
@@ -48,6 +48,7 @@ class WorkerLog:
         """Never asked for."""
 
     def ended(self, ended: Ended) -> None:
+        """Raises OSError where logs can't be written: nothing more is run then."""
         self._counts[ended.verdict] += 1
         self._logs.write(ended)
         if not self._quiet:

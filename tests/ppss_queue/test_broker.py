@@ -48,7 +48,7 @@ from ppss_queue import scripts
 from ppss_queue.broker import serve_dashboard, use_ppss_worker
 from ppss_queue.errors import BadInput
 from ppss_queue.model import RunState
-from ppss_queue.queue import Queue, connect
+from ppss_queue.queue import Queue, Run, connect
 from ppss_queue.store import RQ_DATA, Calls, read_claim
 
 REGISTRIES = {
@@ -108,6 +108,8 @@ def test_a_job_tells_status_times_worker_and_failure(frozen: Frozen, redis: Redi
     assert jobs["started"].worker_name == WORKER and jobs["started"].started_at
     assert jobs["finished"].ended_at and jobs["finished"].ended_at >= jobs["finished"].started_at
     assert jobs["ready"].started_at is None and jobs["ready"].ended_at is None
+    assert [execution.worker_name for execution in jobs["started"].get_executions()] == [WORKER]
+    assert len(redis.keys("rq:execution*")) == 2, "no execution is left of what ended"
     result = jobs["failed"].latest_result()
     assert result and result.type is result.Type.FAILED and "Traceback: boom" in str(result.exc_string)
     assert jobs["finished"].latest_result() is None
@@ -196,12 +198,12 @@ def test_deleting_from_rq_moves_items_to_cancelled_whatever_their_state(frozen: 
     for name in NAMES:
         Job.fetch(frozen.jobs[name], connection=redis).delete()
         counts = states(frozen.run.status())
-    assert {name for name, count in counts.items() if count} == {"leased", "cancelled"}  # the unstarted lease
+    assert {name: count for name, count in counts.items() if count} == {"leased": 1, "cancelled": 7}
     connection, calls, run = frozen.run._queue.connection, frozen.calls, frozen.run.id
     renewed = scripts.run(
         connection, calls.renew(run, [f"{lease.job}:{lease.token}" for lease in frozen.leases.values()])
     )
-    assert len(renewed) == 2 + 5, "every lease of a deleted item is lost"
+    assert len(renewed) == 2 + 5, "every lease is lost, now that of the item not yet started too"
     assert states(frozen.run.status())["cancelled"] == len(NAMES)
     frozen.run._store.tidy()
     assert frozen.run.status().state is RunState.DONE
@@ -230,6 +232,23 @@ def test_a_requeued_item_that_succeeds_shows_no_old_failure(
         )
     assert Job.fetch(job, connection=redis).latest_result() is None
     assert run.log("a") == ""
+
+
+def test_what_is_requeued_while_the_worker_is_busy_runs_once_it_is_idle(
+    queue: Queue, redis: Redis, address: str, tmp_path: Path
+) -> None:
+    """A finished run is not among those that a claim looks at, and a busy worker does not listen."""
+    gate, flag = tmp_path / "gate", tmp_path / "flag"
+    os.mkfifo(gate)
+    finished = queue.enqueue(["a"], command=f'test -n "$ITEM" -a -e {flag}')
+    with worker(address, tmp_path / "state"):
+        wait_until(lambda: finished.status().state is RunState.DONE, "the item failed")
+        flag.touch()
+        other = queue.enqueue(["b"], command=f": $ITEM; read _ < {gate}")
+        wait_until(lambda: other.status().running == 1, "the worker is busy")
+        Job.fetch(f"{finished.id}-0000001", connection=redis).requeue()
+        gate.write_text("go\n")
+        wait_until(lambda: states(finished.status())["succeeded"] == 1, "the requeued item ran")
 
 
 def test_rq_suspend_keeps_a_busy_worker_from_new_items_until_rq_resume(
@@ -320,15 +339,19 @@ def test_a_stock_worker_beside_a_ppss_worker_leaves_the_counts_whole(
     )  # fmt: skip
     try:
         wait_until(lambda: states(run.status())["failed"] > 1, "the stock worker took items")
-        with worker(address, tmp_path / "state", burst=True):
+        with worker(address, tmp_path / "state"):
             while stock.poll() is None:
                 states(run.status())
-        counts = states(run.status())
-        assert counts["failed"] + counts["succeeded"] == 40
+            wait_until(lambda: _ended(run) == 40, "each item ended once")
         assert run.status().lost == 0
     finally:
         stock.kill()
         stock.wait()
+
+
+def _ended(run: Run) -> int:
+    counts = states(run.status())
+    return counts["failed"] + counts["succeeded"]
 
 
 def test_another_rq_application_on_the_same_redis_is_not_disturbed(

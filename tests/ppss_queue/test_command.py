@@ -22,7 +22,7 @@ from ppss_queue.errors import BadInput, CommandNotFound
 
 
 def values(item: str = "dir/a b.tar.gz", output_dir: str = "/out") -> ItemValues:
-    return ItemValues(item=item, seq=7, slot=2, output_dir=output_dir, output_file=output_file_of(item))
+    return ItemValues(item=item, name=item, seq=7, slot=2, output_dir=output_dir, output_file=output_file_of(item))
 
 
 def argv(command: str | list[str], item: str = "dir/a b.tar.gz", **options: str) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def environment_of(bound_values: ItemValues) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "ITEM": bound_values.item,
-        "PPSS_ITEM": bound_values.item,
+        "PPSS_ITEM": bound_values.name,
         "OUTPUT_DIR": bound_values.output_dir,
         "OUTPUT_FILE": bound_values.output_file,
         "PPSS_SEQ": str(bound_values.seq),

@@ -278,7 +278,7 @@ items = st.one_of(
     st.text("ab./ '\"$`\\\n*-~é\udcff", max_size=8),
 )
 values = st.builds(
-    lambda item, seq, slot: ItemValues(item, seq, slot, "/o u't", output_file_of(item)),
+    lambda item, seq, slot: ItemValues(item, f"shown as {item}", seq, slot, "/o u't", output_file_of(item)),
     items,
     st.integers(1, 10**6),
     st.integers(1, 64),
@@ -332,7 +332,7 @@ def exported(values: ItemValues, locale: str) -> dict[str, str]:
     return {
         "LC_ALL": locale,
         "ITEM": values.item,
-        "PPSS_ITEM": values.item,
+        "PPSS_ITEM": values.name,
         "OUTPUT_DIR": values.output_dir,
         "OUTPUT_FILE": values.output_file,
         "PPSS_SEQ": str(values.seq),

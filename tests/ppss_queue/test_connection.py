@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from helpers import wait_until
@@ -397,13 +398,25 @@ def test_a_peer_that_reads_nothing_until_its_reply_is_read_is_no_deadlock(tmp_pa
 
 @pytest.fixture
 def interrupt() -> Iterator[Callable[[], None]]:
-    """What Ctrl-C does to the main thread, by a signal that pytest does not use."""
+    """Ctrl-C while the main thread waits for a reply, by a signal that pytest does not use."""
+    interrupted = threading.Event()
 
-    def raise_it(*_: object) -> None:
-        raise KeyboardInterrupt
+    def raise_it(_: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code.co_name != "read_response":
+            frame = frame.f_back
+        if frame is not None and not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    def send_signal() -> bool:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        return interrupted.is_set()
+
+    def interrupt() -> None:
+        wait_until(send_signal, "the main thread waits for a reply")
 
     before = signal.signal(signal.SIGUSR1, raise_it)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+    yield interrupt
     signal.signal(signal.SIGUSR1, before)
 
 

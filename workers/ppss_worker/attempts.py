@@ -113,6 +113,11 @@ class Attempts:
         return len(self._running) + len(self._publishing)
 
     @property
+    def commands(self) -> int:
+        """Running commands alone, which need no Redis to end."""
+        return len(self._running)
+
+    @property
     def leases(self) -> Iterator[Lease]:
         """Of all that runs or is being published."""
         for running in (*self._running.values(), *self._publishing.values()):
@@ -249,6 +254,9 @@ class Attempts:
 
     def _reserved(self, running: Running, outcome: Outcome, reply: Reply) -> None:
         del self._publishing[member(running.lease)]
+        if reply is None:  # Redis refused to answer
+            self._release(running, outcome)
+            return
         if running.stopped == "lost" or not isinstance(reply, list):
             self._close(running, outcome, Verdict.LOST)
             return

@@ -36,23 +36,28 @@ class Claims:
         *,
         runs: Sequence[str],
         has_command: bool,
+        before_claim: Callable[[], None],
         on_claimed: Callable[[Claimed], None],
         on_foreign_change: Callable[[], None],
     ) -> None:
-        """`connection` is for listening only. `on_foreign_change`: another program changed a list of items."""
+        """`connection` is for listening only. `on_foreign_change`: another program changed a list of items.
+
+        `before_claim` sends the outcomes that wait: a run that one of them halts or ends gives nothing out then.
+        """
         self._connection = connection
         self._link = link
         self._calls = calls
         self._wake_key = keys.wake.encode()
         self._runs = tuple(runs)
         self._has_command = has_command
+        self._before_claim = before_claim
         self._on_claimed = on_claimed
         self._on_foreign_change = on_foreign_change
         self._listener = ChangeListener(connection, _watched(keys, runs))
         self._listening = False
         self._woken = True
         self._asked_since_end = True
-        self._look_at = 0.0
+        self._first_at = self._look_at = 0.0
         self.in_flight = False
         self._short = False
         self._dry = False
@@ -67,9 +72,7 @@ class Claims:
         """Opens the connection; the first claim may be sent after the delay."""
         self._listener.on()
         self._listening = True
-        if delay_seconds:
-            self._dry, self._woken = True, False
-            self._look_at = time.monotonic() + delay_seconds
+        self._first_at = time.monotonic() + delay_seconds
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -91,13 +94,15 @@ class Claims:
         ahead_seconds = 4 * self._round_trip_seconds + PREFETCH_SECONDS
         return min(PREFETCH_MAX, int(slots * ahead_seconds / seconds_each))
 
-    def send_if_wanted(self, now: float, *, idle: int, ahead: int, prefetch: int, all_told: bool) -> float:
+    def send_if_wanted(self, now: float, *, idle: int, ahead: int, prefetch: int, nothing_held: bool) -> float:
         """Queues a claim if there is reason to; returns the seconds until there may be one.
 
-        `idle`: slots without an item; `ahead`: items held for no slot yet; `all_told`: nothing is held, and all
-        outcomes are on their way. Raises ConnectFailed.
+        `idle`: slots without an item; `ahead`: items held for no slot yet; `nothing_held`: nor does one run.
+        Raises ConnectFailed.
         """
         want = idle + prefetch - ahead
+        if now < self._first_at:
+            return self._first_at - now
         if self.in_flight or want <= 0:
             return LOOK_AGAIN_SECONDS
         if not idle and (self._short or ahead > prefetch // 2):
@@ -106,11 +111,12 @@ class Claims:
             if not self._listening:
                 self._listener.on()
                 self._listening = True
-            elif not self._woken and now < self._look_at and (self._asked_since_end or not all_told):
+            elif not self._woken and now < self._look_at and (self._asked_since_end or not nothing_held):
                 return self._look_at - now
         self._woken = False
-        self._asked_since_end = self._asked_since_end or all_told
+        self._asked_since_end = self._asked_since_end or nothing_held
         self.in_flight = True
+        self._before_claim()
         call = self._calls.claim(want, idle, has_command=self._has_command, runs=self._runs)
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
         return LOOK_AGAIN_SECONDS
@@ -118,6 +124,7 @@ class Claims:
     def hear_changes(self) -> None:
         """Takes in what others changed. Raises ConnectFailed."""
         if not self._listening:
+            self._connection.readable()  # never, but a lost connection is noticed
             return
         changes = self._listener.changes()
         if changes:
@@ -127,6 +134,7 @@ class Claims:
 
     def reconnected(self) -> None:
         """After a lost connection: listens again, and asks. Raises ConnectFailed."""
+        self._listener.reopen()
         self._listener.on()
         self._listening = self._woken = True
         self._dry = self._short = False
@@ -136,7 +144,7 @@ class Claims:
 
     def _answered(self, reply: Reply, want: int, idle: int, sent_at: float) -> None:
         self.in_flight = False
-        if reply is None:  # the connection was lost; what was leased comes back by itself
+        if reply is None:  # refused, or the connection was lost: what was leased comes back by itself
             return
         now = time.monotonic()
         trip = now - sent_at

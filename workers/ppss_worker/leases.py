@@ -153,6 +153,7 @@ class LeaseKeeper:
         while not self._stopping:
             try:
                 self._connection.reopen()
+                self._control.reopen()
                 self._control.on()
                 return
             except ServiceFailed:

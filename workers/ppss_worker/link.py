@@ -34,8 +34,16 @@ class Link:
         """Nothing is owed to us."""
         return not self._unsent and not self._unanswered
 
+    @property
+    def answered(self) -> bool:
+        """Whether an answer has come already: then there is nothing to wait for. Raises ConnectFailed."""
+        return bool(self._unanswered) and self._connection.readable()
+
     def send(self, call: Call, on_reply: Callable[[Reply], None], *, repeat: bool = True) -> None:
-        """Queues a call until `flush`. `repeat`: send it again after a lost connection; else it is answered None."""
+        """Queues a call until `flush`. `repeat`: send it again after a lost connection; else it is answered None.
+
+        A call that Redis refuses is answered None too.
+        """
         self._unsent.append(_Sent(call, on_reply, repeat))
 
     def flush(self) -> None:
@@ -49,7 +57,7 @@ class Link:
 
     def receive(self) -> None:
         """Handles the answers that have come. Raises ConnectFailed, or the error that an answer is."""
-        while self._unanswered and self._connection.readable():
+        while self._connection.readable() and self._unanswered:  # first, so that a lost connection is noticed
             self._answer()
 
     def finish(self) -> None:
@@ -77,6 +85,7 @@ class Link:
             self._unanswered.append(sent)
             self._connection.send([sent.call.command_with_source])
         elif isinstance(reply, PpssError):
+            sent.on_reply(None)
             raise reply
         else:
             sent.on_reply(reply)

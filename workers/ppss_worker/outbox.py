@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from ppss_queue.connection import Reply
 from ppss_queue.model import Lease, Outcome
 from ppss_queue.store import Calls, read_members
 from ppss_worker.link import Link
@@ -78,7 +79,7 @@ class Outbox:
         self._count += 1
         self._on_told(lease)
 
-    def _report(self, reply: object) -> None:
-        lost = read_members(reply)  # type: ignore[arg-type]
+    def _report(self, reply: Reply) -> None:
+        lost = read_members(reply) if reply else ()
         if lost:
             self._on_lost(lost)

@@ -92,6 +92,7 @@ class Worker:
         self._connection = connection
         self._calls = Calls(keys, self.name, secrets.token_hex(4))
         self._link = Link(connection)
+        self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._claims = Claims(
             connection.clone(name="ppss-wake"),
             self._link,
@@ -99,27 +100,32 @@ class Worker:
             keys,
             runs=settings.runs,
             has_command=settings.command is not None,
+            before_claim=self._outbox.send,
             on_claimed=self._claimed,
             on_foreign_change=self._tidy,
         )
         self._store = Store(connection.clone(name="ppss-runs"), keys)
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
-        self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._runs: dict[str, ActiveRun] = {}
         self._ready: deque[Lease] = deque()
         self._free: list[int] = []
         self._stop = Stop.NO
         self._failure: Exception | None = None
         self._tidy_at = 0.0
-        self._reconnect_at: float | None = None
+        self._warned: set[str] = set()
+        self._selected: list[int] = []
+        self._lost: ConnectFailed | None = None
+        self._reconnect_at = 0.0
         self._reconnect_delay = 0.0
-        self._lost_since = 0.0
+        self._give_up_at = 0.0
 
     # What it is asked from outside
 
     def stop(self, how: Stop) -> None:
         """Ends the work; a less urgent wish than the one before changes nothing."""
         if how > self._stop:
+            if not self._stop:
+                self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
             self._stop = how
             self._outbox.release(list(self._ready))
             self._ready.clear()
@@ -175,8 +181,9 @@ class Worker:
             stack.callback(self._keeper.stop)
             self._keeper.start()
             self._claims.start(self._settings.start_delay_seconds)
-            for source in (signals, self._keeper, self._link, self._claims):
+            for source in (signals, self._keeper):
                 selector.register(source.fileno(), selectors.EVENT_READ)
+            self._select(selector, self._link.fileno(), self._claims.fileno())
             while not self._finished():
                 self._turn(selector, signals, spawner, tick)
             self._leave()
@@ -196,15 +203,17 @@ class Worker:
         if timeout_at is not None:
             waits.append(timeout_at - now)
         try:
-            if self._reconnect_at is not None:
+            if self._lost:
                 self._reconnect(selector, now)
-            if self._reconnect_at is None:
+            if self._lost:
+                waits.append(self._reconnect_at - now)
+            else:
                 self._begin_ready()
                 waits.append(self._claim(now))
                 waits.append(self._send_outcomes())
                 self._link.flush()
-            else:
-                waits.append(self._reconnect_at - now)
+                if self._link.answered:
+                    waits.append(0.0)
             for key, _ in selector.select(max(0.0, min(waits))):
                 if key.data is not None:
                     key.data()
@@ -213,18 +222,17 @@ class Worker:
             for exited in spawner.reap():
                 self._free_slot(self._attempts.ended(exited))
             self._hear_news()
-            if self._reconnect_at is None:
+            if not self._lost:
                 self._link.receive()
                 self._claims.hear_changes()
         except ConnectFailed as error:
-            self._disconnected(error)
+            self._disconnected(selector, error)
         except PpssError as error:
             self._fail(error)
 
     def _finished(self) -> bool:
-        if self._reconnect_at is not None:
-            gave_up = self._stop and time.monotonic() > self._lost_since + GIVE_UP_SECONDS
-            return bool(gave_up) and not len(self._attempts)
+        if self._lost:
+            return bool(self._stop) and not self._attempts.commands and time.monotonic() > self._give_up_at
         if (
             self._claims.in_flight
             or len(self._attempts)
@@ -237,6 +245,7 @@ class Worker:
         return self._settings.burst and self._claims.nothing_left and self._link.idle
 
     def _leave(self) -> None:
+        self._failure = self._failure or self._lost
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
@@ -261,11 +270,12 @@ class Worker:
             idle=max(0, len(self._free) - len(self._ready)),
             ahead=max(0, len(self._ready) - len(self._free)),
             prefetch=self._claims.prefetch(self._settings.slots, self._attempts.seconds_each),
-            all_told=not len(self._attempts) and not self._ready and self._outbox.due_seconds is None,
+            nothing_held=not len(self._attempts) and not self._ready,
         )
 
     def _claimed(self, claimed: Claimed) -> None:
-        if claimed.newer_run and claimed.newer_run not in self._runs:
+        if claimed.newer_run and claimed.newer_run not in self._warned:
+            self._warned.add(claimed.newer_run)
             self._observer.warn(
                 f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
             )
@@ -304,7 +314,7 @@ class Worker:
                 while batch:
                     lease, slot = batch[0]
                     if not self._attempts.begin(lease, self._runs[lease.run], slot):
-                        heapq.heappush(self._free, slot)
+                        self._free_slot(slot)
                     del batch[0]
             except PpssError:
                 self._outbox.release([lease for lease, _ in batch])
@@ -321,7 +331,7 @@ class Worker:
             self._claims.item_ended()
 
     def _started(self, reply: Reply) -> None:
-        lost = read_members(reply)
+        lost = read_members(reply) if reply else ()
         if lost:
             self._lose(lost)
 
@@ -329,7 +339,7 @@ class Worker:
         due = self._outbox.due_seconds
         if due is None:
             return LOOK_AGAIN_SECONDS
-        if due and len(self._attempts) and not self._claims.in_flight:
+        if due and len(self._attempts):
             return due
         self._outbox.send()
         return LOOK_AGAIN_SECONDS
@@ -380,29 +390,34 @@ class Worker:
             self._failure = error
         self.stop(Stop.NOW)
 
-    def _disconnected(self, error: ConnectFailed) -> None:
-        if self._reconnect_at is None:
+    def _disconnected(self, selector: selectors.BaseSelector, error: ConnectFailed) -> None:
+        now = time.monotonic()
+        if self._lost is None:
             self._observer.warn(f"{error} What runs goes on; trying again.")
-            self._lost_since = time.monotonic()
+            self._give_up_at = now + GIVE_UP_SECONDS
             self._reconnect_delay = RECONNECT_SECONDS[0]
         else:
             self._reconnect_delay = min(self._reconnect_delay * 2, RECONNECT_SECONDS[1])
-        self._reconnect_at = time.monotonic() + self._reconnect_delay
-        if self._stop and time.monotonic() > self._lost_since + GIVE_UP_SECONDS and self._failure is None:
-            self._failure = error
+        self._lost = error
+        self._reconnect_at = now + self._reconnect_delay
+        self._select(selector)  # at once: their numbers may go to other files
 
     def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
-        assert self._reconnect_at is not None
         if now < self._reconnect_at:
             return
-        for source in (self._link, self._claims):
-            with suppress(KeyError, ValueError, ConnectFailed):
-                selector.unregister(source.fileno())
         self._link.reopen()
         self._claims.reconnected()
-        for source in (self._link, self._claims):
-            selector.register(source.fileno(), selectors.EVENT_READ)
-        self._reconnect_at = None
+        self._store.connection.reopen()
+        self._select(selector, self._link.fileno(), self._claims.fileno())
+        self._lost = None
+
+    def _select(self, selector: selectors.BaseSelector, *connections: int) -> None:
+        """Waits for these connections instead of those before, which may be closed already."""
+        for descriptor in self._selected:
+            selector.unregister(descriptor)
+        self._selected = list(connections)
+        for descriptor in connections:
+            selector.register(descriptor, selectors.EVENT_READ)
 
     # Small things
 
@@ -412,7 +427,7 @@ class Worker:
         def ended(run: str, reply: Reply) -> None:
             if not reply or read_members(reply)[0] not in ("done", "cancelled", "unknown"):
                 return
-            if any(lease.run == run for lease in self._attempts.leases):
+            if any(lease.run == run for lease in (*self._ready, *self._attempts.leases)):
                 return
             active = self._runs.pop(run, None)
             if active is not None and active.spec.output is not None:

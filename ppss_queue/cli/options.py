@@ -1,0 +1,111 @@
+"""Options: their types, their sections in the help, their environment variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from ppss_queue.errors import BadInput
+from ppss_queue.units import parse_duration
+
+
+class _Type(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
+    """What our types share."""
+
+
+class Duration(_Type):
+    """A time with a unit, in seconds."""
+
+    name = "time"
+
+    def __init__(self, *, minimum_seconds: float = 0.0) -> None:
+        self._minimum = minimum_seconds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value) if isinstance(value, int | float) else parse_duration(str(value))
+        except BadInput as error:
+            self.fail(str(error), param, ctx)
+        if seconds < self._minimum:
+            self.fail(f"'{value}' is too short. Give at least {self._minimum:g} s.", param, ctx)
+        return seconds
+
+
+class Number(_Type):
+    """A whole number within bounds."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int | None = None) -> None:
+        self._low = low
+        self._high = high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = self._low - 1
+        if number < self._low or (self._high is not None and number > self._high):
+            bounds = f"from {self._low} to {self._high}" if self._high is not None else f"from {self._low} up"
+            self.fail(f"'{value}' is no number {bounds}.", param, ctx)
+        return number
+
+
+class Slots(_Type):
+    """`8`, `50%` of the cores, `-1`: all cores but one, `+1`: one more than there are cores."""
+
+    name = "slots"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text, cores = str(value), cores_here()
+        try:
+            if text.endswith("%"):
+                return max(1, round(cores * float(text[:-1]) / 100))
+            number = int(text)
+        except (ValueError, OverflowError):
+            self.fail(f"'{text}' is no number of slots. Write 8, 50% or -1 (all cores but one).", param, ctx)
+        return max(1, cores + number) if text[0] in "+-" else number
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Option(click.Option):
+    """An option that the environment (PPSS_MAX_LOST) and ppss.toml (max-lost) can set."""
+
+    def __init__(
+        self, param_decls: Sequence[str] | None = None, *, section: str = "Options", **attributes: Any
+    ) -> None:
+        super().__init__(param_decls, **attributes)
+        self.section = section
+        if self.envvar is None:
+            self.envvar = f"PPSS_{self.long_name.replace('-', '_').upper()}"
+
+    @property
+    def long_name(self) -> str:
+        """`max-lost` for --max-lost."""
+        return next(name[2:] for name in self.opts if name.startswith("--"))
+
+    @property
+    def setting(self) -> str:
+        """Its key in ppss.toml: the name of its variable, as an option is spelled."""
+        return str(self.envvar).removeprefix("PPSS_").replace("_", "-").lower()
+
+
+def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """`click.option` made of Option."""
+    return click.option(*names, cls=Option, **attributes)
+
+
+url_option = option(
+    "--url",
+    metavar="ADDRESS",
+    help="Redis to use: redis://, rediss://, unix:// or redis+sentinel://. "
+    "Default: your own server on this machine.",
+)
+json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

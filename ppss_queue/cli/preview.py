@@ -1,0 +1,52 @@
+"""What is found out before anything is enqueued: a command that can't work, and what `--dry-run` prints."""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ppss_queue.errors import BadInput
+from ppss_queue.model import Item, RunSpec
+
+if TYPE_CHECKING:
+    from ppss_queue.sources import Sources
+
+_SHOWN_ITEMS = 10
+
+
+def check_command(spec: RunSpec, *, look_for_program: bool) -> None:
+    """Finds out what would fail every item. Raises BadInput, CommandNotFound."""
+    from ppss_queue.command import check_program, parse_command
+    from ppss_queue.queue import check
+
+    check(spec)
+    if spec.command is None or spec.function or not look_for_program:
+        return
+    command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
+    check_program(command, os.environ.get("PATH", os.defpath), spec.directory)
+
+
+def print_dry_run(spec: RunSpec, sources: Sources) -> int:
+    """Prints what would run for the first items, one a line, shell-quoted; returns how many items there are.
+
+    OUTPUT_DIR is the place where outputs would appear, since the directory of an attempt does not exist yet.
+    """
+    from ppss_queue.command import ItemValues, output_file_of, parse_command, render
+
+    if spec.command is None or spec.function:
+        raise BadInput("there is no shell command to show: --dry-run takes -c CMD or -- PROG ARG...")
+    command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
+    placed = spec.with_roots(sources.roots)
+    items = iter(sources)
+    total = 0
+    for total, (name, root) in enumerate(islice(items, _SHOWN_ITEMS), 1):
+        item = Item(total, name, root)
+        below, _, base = name.rpartition("/") if placed.is_file(item) else ("", "", output_file_of(name))
+        folder = os.path.join(spec.output, below).rstrip("/") if spec.output is not None else ""
+        values = ItemValues(placed.local_path(item), name, total, 1, folder, base)
+        print(render(command, values))
+    left = sum(1 for _ in items)
+    if left:
+        print(f"# and {left:,} more")
+    return total + left

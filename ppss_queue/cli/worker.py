@@ -1,0 +1,140 @@
+"""ppss worker, and what every worker is told."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
+from ppss_queue.cli.making import work_options
+from ppss_queue.cli.options import cores_here, option, url_option
+from ppss_queue.cli.say import warn
+from ppss_queue.errors import BadInput, ExitCode
+from ppss_queue.units import plural, printable
+
+if TYPE_CHECKING:
+    from ppss_worker.worker import Settings
+
+
+@click.command(
+    "worker",
+    cls=Verb,
+    takes_words=True,
+    usage="""
+    [OPTION]...
+    [OPTION]... -c CMD | -- PROG ARG...
+    """,
+    examples="""
+    ppss worker
+    ppss worker --burst -p 50%
+    ppss worker --run k3v9 --nice 10
+    ppss worker --url redis://:password@10.0.0.5 --logs /var/log/ppss
+    """,
+)
+@work_options
+@option("-c", "--command", section="Work", metavar="CMD", help="Command for runs that have none.")
+@option("--burst", section="Work", is_flag=True, help="End when nothing is left.")
+@option(
+    "--run",
+    "runs",
+    section="Work",
+    multiple=True,
+    envvar="PPSS_RUNS",  # PPSS_RUN is what a command sees
+    metavar="RUN",
+    help="Serve only this run (may be repeated).",
+)
+@option("-q", "--quiet", section="Work", is_flag=True, help="Do not log each item.")
+@url_option
+@click.pass_context
+def worker_verb(
+    context: click.Context,
+    /,
+    command: str | None,
+    burst: bool,
+    runs: tuple[str, ...],
+    quiet: bool,
+    url: str | None,
+    **work: Any,
+) -> int:
+    """Take items of all runs and run them until stopped.
+
+    SIGTERM finishes what runs, a second one hands it back. Ctrl-C hands it back, a second one does so at once.
+    """
+    from ppss_worker.worker import Worker
+
+    from ppss_queue.cli.workerlog import WorkerLog
+
+    words: tuple[str, ...] | None = context.meta.get(WORDS)
+    if work["slots"] == 0:
+        raise BadInput("a worker needs at least one slot: -p 1")
+    if words is None:
+        say_where_command_is_from(context)
+    elif not words:
+        raise BadInput("there is no command after '--'. Write -- PROG ARG...")
+    logs = log_directory(work)
+    with open_queue(url) as queue:
+        for warning in queue.warnings:
+            warn(warning)
+        served = tuple(queue.run(name).id for name in runs)
+        log = WorkerLog(state_directory(), logs, quiet=quiet)
+        settings = settings_of(work, burst=burst, runs=served, command=words or command)
+        worker = Worker(queue.connection.clone(name="ppss-worker"), queue.keys, settings, log)
+        log.say(
+            f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
+        )
+        worker.work()
+        log.say(f"worker {worker.name} ended: {log.summary}")
+    return ExitCode.OK
+
+
+def settings_of(
+    work: dict[str, Any],
+    *,
+    burst: bool,
+    runs: tuple[str, ...],
+    command: str | tuple[str, ...] | None = None,
+    line_buffer: bool = False,
+) -> Settings:
+    """The settings of a worker, from `work_options`. Makes this process as nice as they say."""
+    from ppss_worker.worker import Settings
+
+    if work["nice"]:
+        try:
+            os.nice(work["nice"])
+        except PermissionError:
+            raise BadInput(f"--nice {work['nice']}: only root may raise a priority. Give 0 to 19.") from None
+    return Settings(
+        slots=work["slots"] or cores_here(),
+        node=work["node_name"] or socket.gethostname().split(".")[0] or "localhost",
+        state_directory=state_directory(),
+        burst=burst,
+        runs=runs,
+        command=command,
+        start_delay_seconds=random.uniform(0, work["delay"]),
+        line_buffer=line_buffer,
+    )
+
+
+def log_directory(work: dict[str, Any]) -> Path | None:
+    """Where --logs goes; it is made here, before any item runs. Raises BadInput."""
+    if work["logs"] is None:
+        return None
+    directory = Path(work["logs"]).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInput(f"the log directory '{work['logs']}' is a file. Name a directory.") from None
+    except OSError as error:
+        raise BadInput(f"can't make the log directory '{work['logs']}' ({error.strerror}).") from None
+    return directory
+
+
+def say_where_command_is_from(context: click.Context) -> None:
+    """A command that nobody typed is announced."""
+    if context.get_parameter_source("command") is click.core.ParameterSource.DEFAULT_MAP:
+        warn(f"the command is from ppss.toml: {printable(str(context.params.get('command')))}")

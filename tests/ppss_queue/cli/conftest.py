@@ -1,0 +1,169 @@
+"""`ppss` as people start it: a process with a home of its own and the shared server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import wait_until
+
+_PROGRAM = [sys.executable, "-c", "from ppss_queue.cli import main; main()"]
+_PATIENCE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    def refused(self, code: int = 2) -> str:
+        """The one sentence on stderr that it ended with."""
+        assert self.code == code, self
+        assert self.err.startswith("ppss: ") and self.err.count("\n") == 1 and self.err.endswith("\n"), self.err
+        assert "Traceback" not in self.err
+        return self.err[len("ppss: ") : -1]
+
+
+@dataclass
+class Ppss:
+    """Runs the command line in `directory`, against `environment`'s server."""
+
+    directory: Path
+    environment: dict[str, str]
+    _started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        stdin: str | bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> Done:
+        done = subprocess.run(
+            [*_PROGRAM, *map(os.fspath, arguments)],
+            cwd=cwd or self.directory,
+            env={**self.environment, **(env or {})},
+            input=stdin.encode() if isinstance(stdin, str) else stdin or b"",
+            capture_output=True,
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+        )
+        out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+        return Done(done.returncode, out, err)
+
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        """In the background, as leader of a process group; ended with the test."""
+        process = subprocess.Popen(
+            [*_PROGRAM, *map(os.fspath, arguments)],
+            cwd=self.directory,
+            text=True,
+            start_new_session=True,
+            **{
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "env": self.environment,
+                **options,
+            },
+        )
+        self._started.append(process)
+        return process
+
+    def shell(self, line: str) -> Done:
+        """A line as one pastes it into bash, `ppss` being this one."""
+        function = f'ppss() {{ "{sys.executable}" -c "{_PROGRAM[-1]}" "$@"; }}\n'
+        done = subprocess.run(
+            ["bash", "-c", function + line],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+        )
+        out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+        return Done(done.returncode, out, err)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What `ppss status --json` tells."""
+        done = self("status", "--json")
+        assert done.code == 0, done
+        return [json.loads(line) for line in done.lines]
+
+    def status(self, run: str = "last") -> dict[str, Any]:
+        done = self("status", run, "--json")
+        assert done.code == 0, done
+        values: dict[str, Any] = json.loads(done.out)
+        return values
+
+    def items(self, run: str = "last", *options: str) -> list[dict[str, Any]]:
+        done = self("items", run, "--json", *options)
+        assert done.code == 0, done
+        return [json.loads(line) for line in done.lines]
+
+    def close(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def ppss(address: str, home: dict[str, str], tmp_path: Path) -> Iterator[Ppss]:
+    """`ppss` on a database of its own, in an empty directory."""
+    driver = Ppss(tmp_path, {**home, "PPSS_URL": address})
+    yield driver
+    driver.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory of three files, one below another directory."""
+    directory = tmp_path / "scans"
+    (directory / "2019").mkdir(parents=True)
+    for name in ("a.txt", "b c.txt", "2019/d.txt"):
+        (directory / name).write_text(f"text of {name}\n")
+    return directory
+
+
+@pytest.fixture
+def end() -> Callable[..., tuple[int, str, str]]:
+    """Waits for a started `ppss`, after a signal if one is given: exit code, stdout, stderr."""
+
+    def end(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[int, str, str]:
+        if number is not None:
+            process.send_signal(number)
+        out, err = process.communicate(timeout=_PATIENCE_SECONDS)
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    return end
+
+
+@pytest.fixture
+def written() -> Callable[[Path, int], list[str]]:
+    """Waits until a file has so many lines."""
+
+    def written(path: Path, count: int) -> list[str]:
+        def lines() -> list[str]:
+            return path.read_text().splitlines() if path.exists() else []
+
+        wait_until(lambda: len(lines()) >= count, f"{count} lines in {path.name}")
+        return lines()
+
+    return written
