@@ -13,7 +13,7 @@ Ours, under `ppss:` (P), with who may see what:
 | P filling          | zset   | run -> time until which its enqueuer is believed alive                      |
 | P open             | zset   | run -> stride pass; a claim looks only here                                 |
 | P ended            | zset   | run -> time at which it may be purged                                       |
-| P run:<run>        | hash   | version spec state total created opened ended weight ... (store.py)         |
+| P run:<run>        | hash   | version spec state total created ended weight ... (create.lua)              |
 | P events:<run>     | stream | one entry per terminal move: s(eq) t (state) a(ttempt)                      |
 | P outputs:<run>    | hash   | output file -> item that wrote it                                           |
 

@@ -37,17 +37,25 @@ VERBS = {
 
 def main() -> None:
     """Entry point of `ppss`. Never returns; errors end as one sentence and their exit code."""
+    _open_missing_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         from ppss_queue import __version__
 
-        print(f"ppss {__version__}")
+        os.write(1, f"ppss {__version__}\n".encode())
         sys.exit(0)
     from ppss_queue.cli.frame import run
 
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except OSError:  # what could not be written must not be tried again at exit
+    except OSError:  # told already; what could not be written must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = code or 130
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Whoever closed stdin, stdout or stderr (`>&-`) gets /dev/null: a socket must never get their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "w" if number else "r"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from ppss_queue import config
 from ppss_queue.cli import VERBS
 from ppss_queue.cli.misuse import sentence_of
 from ppss_queue.cli.options import Option
-from ppss_queue.cli.say import fail
+from ppss_queue.cli.say import fail, say
 from ppss_queue.errors import BadInput, ExitCode, MachineFailed, PpssError
 
 if TYPE_CHECKING:
@@ -170,15 +171,15 @@ def defaults() -> dict[str, dict[str, object]]:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a verb and returns its exit code."""
+    if "_PPSS_COMPLETE" in os.environ:
+        cli.main(prog_name="ppss")  # answers the shell, and exits
     try:
-        completing = "_PPSS_COMPLETE" in os.environ
-        result = cli.main(
-            args=list(arguments),
-            prog_name="ppss",
-            standalone_mode=False,
-            default_map={} if completing else defaults(),
-        )
-        return int(result or 0)
+        with cli.make_context("ppss", list(arguments), default_map=defaults()) as context:
+            code = int(cli.invoke(context) or 0)
+        sys.stdout.flush()
+        return code
+    except click.exceptions.Exit as error:  # after --help
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
         return ExitCode.OK
@@ -186,7 +187,9 @@ def run(arguments: Sequence[str]) -> int:
         return fail(BadInput(sentence_of(error)))
     except PpssError as error:
         return fail(error)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            say("")  # behind the ^C
         return ExitCode.INTERRUPTED
     except OSError as error:
         return ExitCode.INTERRUPTED if error.errno in CLOSED else fail(machine_failed(error))

@@ -41,7 +41,7 @@ local function halts()
   local ended = all_failed + redis.call('ZCARD', registry('finished', run))
   local reached = tonumber(count) > 0 and all_failed >= tonumber(count)
     or tonumber(count) == 0 and all_failed >= 3 and all_failed * 100 >= tonumber(percent) * ended
-  return reached and string.format('halted %s: %d items failed', when, all_failed) or nil
+  return reached and string.format('halted %s: %d item%s failed', when, all_failed, all_failed == 1 and '' or 's') or nil
 end
 
 if failed > 0 and redis.call('HGET', run_key(run), 'state') == 'open' then

@@ -50,12 +50,18 @@ PICKS = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 ONLY = st.sampled_from([[], [], [], ["r0"], ["r1", "r2"], ["r1", "gone"]])
 OWNER = ("open", "pause", "cancel", "cancel items", "purge", "run expires", "tidy")
 REGISTRIES = ("wip", "scheduled", "finished", "failed", "canceled")
+OF_STATES = {
+    "filling": {RunState.FILLING},
+    "open": {RunState.OPEN},
+    "ended": {RunState.DONE, RunState.CANCELLED},
+}
+"""Sets of runs, and the states of the runs in them."""
 KEYS = Keys()
 
 # CI: the same examples each time, so that a change is to blame for a failure, and no minutes of shrinking.
 _IN_CI = bool(os.environ.get("CI"))
 SETTINGS = settings(
-    max_examples=int(os.environ.get("LEASE_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("LEASE_EXAMPLES", "80")),
     stateful_step_count=60,
     deadline=None,
     derandomize=_IN_CI,
@@ -164,7 +170,7 @@ class Model:
     def halt_if_failed_too_much(self) -> None:
         failed = len(self.ended["failed"])
         if self.spec.halt and self.state is RunState.OPEN and failed >= self.spec.halt.count:
-            self.state, self.reason = RunState.PAUSED, f"halted soon: {failed} items failed"
+            self.state, self.reason = RunState.PAUSED, f"halted soon: {failed} item{'s' * (failed != 1)} failed"
             self.events[0, "paused", 0] += 1
 
     def take(self, want: int, idle: int, worker: str) -> list[str]:
@@ -657,7 +663,8 @@ class LeaseMachine(RuleBasedStateMachine):
             for job in model.items:
                 pipe.hmget(KEYS.job(job), "status", "attempts", "failures", "lost")
             pipe.xrange(KEYS.events(run))
-            pipe.zscore("ppss:open", run)
+            for name in OF_STATES:
+                pipe.zscore(f"ppss:{name}", run)
             (state, reason), *moved = pipe.execute()
         lists = [[decoded(job) for job in jobs] for jobs in moved[: 1 + len(REGISTRIES)]]
         ready, leased, *rest = lists
@@ -668,9 +675,9 @@ class LeaseMachine(RuleBasedStateMachine):
         if model.unsettled and model.state != decoded(state) and not model.left:
             model.settle()
         assert (decoded(state), decoded(reason)) == (model.state, model.reason), run
-        assert (moved[-1] is not None) is (model.state is RunState.OPEN)
-        self._check_items(model, moved[1 + len(REGISTRIES) : -2])
-        fields = [(int(entry[b"s"]), entry[b"t"].decode(), int(entry[b"a"])) for _, entry in moved[-2]]
+        assert [score is not None for score in moved[-3:]] == [model.state in at for at in OF_STATES.values()]
+        self._check_items(model, moved[1 + len(REGISTRIES) : -4])
+        fields = [(int(entry[b"s"]), entry[b"t"].decode(), int(entry[b"a"])) for _, entry in moved[-4]]
         assert Counter(fields) == model.events, run
         self._check_counts(model)
 

@@ -522,7 +522,12 @@ def test_cancel_ends_thousands_of_items_in_every_state(bench: Bench) -> None:
     worker.fail(delayed, delay=1000.0)
     bench.store.cancel("r")
     assert bench.states("r") == {"succeeded": 1, "failed": 1, "cancelled": total - 2}
+    assert bench.redis.zcard(KEYS.registry("canceled", "r")) == total - 2
     assert bench.counts("r").state is RunState.CANCELLED
+    with pytest.raises(BadInput, match="Run r is cancelled"):
+        bench.store.retry("r")
+    with pytest.raises(BadInput, match="Run r is cancelled"):
+        bench.store.add("r", [b"late"])
     assert worker.ack(started) == (member(started),)
     assert worker.start(unstarted[0]) == (member(unstarted[0]),)
     assert worker.release(*unstarted) == 0
@@ -544,9 +549,9 @@ def test_cancelled_items_are_ended_wherever_they_are(bench: Bench) -> None:
     worker.fail(delayed, delay=1000.0)
     worker.ack(succeeded)
     assert bench.store.cancel_items("r", [1, 2, 3, 4, 5, 99]) == 4
-    assert worker.renew(started, unstarted) == (member(started), member(unstarted))
     assert bench.states("r") == {"succeeded": 1, "cancelled": 4}
     assert bench.counts("r").state is RunState.DONE
+    assert worker.renew(started, unstarted) == (member(started), member(unstarted))
 
 
 def test_purge_forgets_thousands_of_items_in_every_state(bench: Bench) -> None:
@@ -636,11 +641,12 @@ def test_a_run_is_done_when_nothing_is_left_and_opens_again_with_new_work(bench:
     assert bench.states("r") == {"ready": 1, "failed": 1}
 
 
-def test_a_paused_run_that_was_emptied_from_a_dashboard_is_done(bench: Bench) -> None:
+@pytest.mark.parametrize("noticed_by", ["tidy", "resume"])
+def test_a_paused_run_that_was_emptied_from_a_dashboard_is_done(bench: Bench, noticed_by: str) -> None:
     bench.run("r")
     bench.store.pause("r")
     Queue("r", connection=bench.redis).empty()
-    bench.store.tidy()
+    bench.store.tidy() if noticed_by == "tidy" else bench.store.resume("r")
     assert bench.counts("r").state is RunState.DONE
     assert bench.states("r") == {"cancelled": 3}
 
@@ -708,7 +714,7 @@ def test_items_that_failed_because_their_workers_died_count_for_a_halt_rule(benc
     bench.expire(lease)
     worker.claim()
     assert bench.counts("r").failed == 1
-    assert bench.counts("r").reason == "halted now: 1 items failed"
+    assert bench.counts("r").reason == "halted now: 1 item failed"
 
 
 # Names and specs
@@ -900,6 +906,7 @@ def test_an_item_deleted_or_cancelled_from_a_dashboard_is_lost_to_its_worker(
     assert worker.ack(third) == (member(third),)
     assert worker.fail(fourth, delay=0.0) == (member(fourth),)
     assert worker.release(fifth) == 0
+    assert not bench.redis.exists(*(KEYS.execution(lease.job, lease.token) for lease in leases[1:5]))
     assert seqs(worker.claim(9)) == [7]
     assert bench.states("r") == {"leased": 1, "cancelled": 6}
     bench.store.cancel("r")

@@ -166,13 +166,16 @@ class Attempts:
         if running is None:
             return None
         outcome = Outcome(exited.exit_code, exited.signal, exited.ended - running.started)
+        if running.run.function is not None and exited.exit_code == 0:
+            outcome = replace(outcome, reason="its process ended before it returned")
         return self._over(running, outcome)
 
     def answered(self, pid: int, answer: Mapping[str, object]) -> int | None:
         """Handles what a Python function returned; its slot is free now. None: it was none of ours."""
-        running = self._running.pop(pid, None)
-        if running is None:
+        running = self._running.get(pid)
+        if running is None or running.stopped:  # its process was told to end, and that will be its end
             return None
+        del self._running[pid]
         outcome = Outcome(
             exit_code=int(str(answer["exit_code"])),
             seconds=time.monotonic() - running.started,
@@ -190,7 +193,7 @@ class Attempts:
         )
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
-        elif outcome.exit_code == 0 and running.stopped in (None, "released"):
+        elif outcome.exit_code == 0 and not outcome.reason and running.stopped in (None, "released"):
             self._publish(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)
@@ -246,6 +249,8 @@ class Attempts:
             return
         try:
             names = running.scratch.outputs()
+        except OutputRefused:
+            names = []  # `publish` refuses too, unless the lease is lost: a newer attempt removes our scratch
         except PpssError as error:
             self._not_published(running, outcome, error)
             return

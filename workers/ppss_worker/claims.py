@@ -94,7 +94,9 @@ class Claims:
         ahead_seconds = 4 * self._round_trip_seconds + PREFETCH_SECONDS
         return min(PREFETCH_MAX, int(slots * ahead_seconds / seconds_each))
 
-    def send_if_wanted(self, now: float, *, idle: int, ahead: int, prefetch: int, nothing_held: bool) -> float:
+    def send_if_wanted(
+        self, now: float, *, idle: int, ahead: int, prefetch: int, nothing_held: bool
+    ) -> float:
         """Queues a claim if there is reason to; returns the seconds until there may be one.
 
         `idle`: slots without an item; `ahead`: items held for no slot yet; `nothing_held`: nor does one run.

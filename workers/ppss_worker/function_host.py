@@ -29,7 +29,7 @@ def main() -> None:
                 function = function or _load(sys.argv[1])
                 answer = _encode(function(request["item"]))
             except SystemExit as error:
-                answer = {"exit_code": error.code if isinstance(error.code, int) else 1}
+                answer = {"exit_code": _exit_code(error.code)}
             except BaseException as error:  # a function may raise anything; the host goes on
                 traceback.print_exc()
                 answer = {"exit_code": 1, "reason": f"{type(error).__name__}: {error}"[:500]}
@@ -47,6 +47,16 @@ def _load(name: str) -> Callable[[str], object]:
     if not callable(found):
         raise TypeError(f"{name} can't be called")
     return found
+
+
+def _exit_code(code: object) -> int:
+    """What the process would have ended with."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return int(code) & 0xFF
+    print(code, file=sys.stderr)
+    return 1
 
 
 def _encode(result: object) -> dict[str, object]:

@@ -33,7 +33,8 @@ class Launcher:
         self._on_answer = on_answer
         self._on_output = on_output
         self._streams: dict[int, Stream] = {}
-        self._hosts: dict[tuple[str, int], FunctionHost] = {}
+        self._hosts: dict[int, tuple[str, FunctionHost]] = {}
+        """Run and process by slot."""
 
     def start(self, lease: Lease, run: ActiveRun, values: ItemValues) -> Child:
         """Raises SpawnFailed, DirectoryMissing, MachineFailed."""
@@ -63,27 +64,27 @@ class Launcher:
 
     def release(self, child: Child) -> None:
         """Its output was read. A function's process stays for the next item, unless it has ended."""
-        for key, host in self._hosts.items():
+        for slot, (_, host) in self._hosts.items():
             if host.child is child:
                 if child.reaped:
                     host.close()
-                    del self._hosts[key]
+                    del self._hosts[slot]
                 return
         child.close()
 
     def close(self) -> None:
         """Ends the functions' processes."""
         while self._hosts:
-            self._hosts.popitem()[1].close()
+            _, (_, host) = self._hosts.popitem()
+            host.close()
 
     def _call(self, run: ActiveRun, name: str, lease: Lease, values: ItemValues) -> Child:
-        key = (run.id, values.slot)
-        host = self._hosts.get(key)
-        if host is not None and host.child.reaped:
+        known, host = self._hosts.pop(values.slot, ("", None))
+        if host is not None and (known != run.id or host.child.reaped):
             host.close()
             host = None
         if host is None:
             host = FunctionHost(self._spawner, self._selector, name, run.environment, run.spec.directory)
-            self._hosts[key] = host
+        self._hosts[values.slot] = run.id, host
         host.call(values.item, run.variables(lease, values), partial(self._on_answer, host.child.pid))
         return host.child

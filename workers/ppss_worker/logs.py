@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -61,8 +62,10 @@ class Logs:
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{run}.joblog"
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # other workers may write there too
             if not os.fstat(descriptor).st_size:
                 os.write(descriptor, _HEADER.encode())
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
             self._joblogs[run] = descriptor
         return self._joblogs[run]
 
@@ -83,7 +86,7 @@ def _save(path: Path, ended: Ended, limit_bytes: int | None) -> None:
             size = os.fstat(source).st_size
             for at in range(0, size, _PIECE_BYTES):
                 file.write(os.pread(source, min(_PIECE_BYTES, size - at), at))
-        if ended.stdout < 0 and ended.outcome.last_line:
+        if ended.stdout < 0 and ended.stderr < 0 and ended.outcome.last_line:
             file.write(os.fsencode(ended.outcome.last_line) + b"\n")
 
 
@@ -91,8 +94,9 @@ def _line(ended: Ended) -> str:
     """As GNU parallel's --joblog; the last column is the item, quoted so that tabs and newlines can't break it."""
     outcome = ended.outcome
     received = sum(os.fstat(source).st_size for source in (ended.stdout, ended.stderr) if source >= 0)
-    # GNU parallel gives -1 for what timed out.
-    exit_value = -1 if outcome.exit_code is None and not outcome.signal else outcome.exit_code or 0
+    failed = ended.verdict is not Verdict.SUCCEEDED
+    # As GNU parallel for what timed out: readers must not take it for a success.
+    exit_value = -1 if failed and outcome.reason and not outcome.exit_code else outcome.exit_code or 0
     fields = (
         ended.lease.item.seq,
         outcome.node,

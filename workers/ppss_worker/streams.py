@@ -44,18 +44,20 @@ class Stream:
                 os.close(capture)
 
     def pump(self) -> None:
-        """Takes in what has come."""
+        """Takes in what has come: one read, lest a command that never stops printing keeps the worker here."""
         for target, reader in list(self._readers.items()):
             try:
-                while data := os.read(reader, _READ_BYTES):
-                    os.write(self._captures[target], data)
-                    self._on_data(target, data)
-                self._close(target)
+                data = os.read(reader, _READ_BYTES)
             except BlockingIOError:
                 continue
+            if data:
+                os.write(self._captures[target], data)
+                self._on_data(target, data)
+            else:
+                self._close(target)
 
     def finish(self) -> None:
-        """Takes in the rest, once all of the command's processes are dead."""
+        """Takes in the rest, all that a pipe can hold, once all of the command's processes are dead."""
         self.pump()
         for target in list(self._readers):
             self._close(target)

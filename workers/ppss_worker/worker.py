@@ -10,6 +10,7 @@ import heapq
 import os
 import secrets
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -440,6 +441,8 @@ class Worker:
         def purge(run: str, reply: Reply) -> None:
             if isinstance(reply, int) and reply > 0:
                 self._link.send(Call(self._keys, "purge", (run, CHUNK)), lambda left: purge(run, left))
+            elif reply == 0:
+                shutil.rmtree(self._settings.state_directory / "logs" / run, ignore_errors=True)
 
         def tidied(reply: Reply) -> None:
             for run in read_members(reply) if reply else ():

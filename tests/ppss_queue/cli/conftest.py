@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +15,13 @@ from typing import Any
 import pytest
 from helpers import wait_until
 
+from ppss_queue.cli.look import status_object
+from ppss_queue.queue import Queue, connect
+
 _PROGRAM = [sys.executable, "-c", "from ppss_queue.cli import main; main()"]
 _PATIENCE_SECONDS = 60
+# What is said of the server of the tests, and true.
+_NO_DISK = re.compile(r"^ppss: (Valkey|Redis) at .* keeps nothing on disk.*\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Done:
     out: str
     err: str
 
+    @classmethod
+    def of(cls, done: subprocess.CompletedProcess[bytes]) -> Done:
+        out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+        return cls(done.returncode, out, _NO_DISK.sub("", err))
+
     @property
     def lines(self) -> list[str]:
         return self.out.splitlines()
@@ -34,7 +44,9 @@ class Done:
     def refused(self, code: int = 2) -> str:
         """The one sentence on stderr that it ended with."""
         assert self.code == code, self
-        assert self.err.startswith("ppss: ") and self.err.count("\n") == 1 and self.err.endswith("\n"), self.err
+        assert self.err.startswith("ppss: ") and self.err.count("\n") == 1 and self.err.endswith("\n"), (
+            self.err
+        )
         assert "Traceback" not in self.err
         return self.err[len("ppss: ") : -1]
 
@@ -63,8 +75,7 @@ class Ppss:
             timeout=_PATIENCE_SECONDS,
             check=False,
         )
-        out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
-        return Done(done.returncode, out, err)
+        return Done.of(done)
 
     def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """In the background, as leader of a process group; ended with the test."""
@@ -96,25 +107,24 @@ class Ppss:
             timeout=_PATIENCE_SECONDS,
             check=False,
         )
-        out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
-        return Done(done.returncode, out, err)
+        return Done.of(done)
 
     def runs(self) -> list[dict[str, Any]]:
-        """What `ppss status --json` tells."""
-        done = self("status", "--json")
-        assert done.code == 0, done
-        return [json.loads(line) for line in done.lines]
+        """What `ppss status --json` tells, without a process."""
+        with self._queue() as queue:
+            return [status_object(counts) for counts in queue.runs()]
 
     def status(self, run: str = "last") -> dict[str, Any]:
-        done = self("status", run, "--json")
-        assert done.code == 0, done
-        values: dict[str, Any] = json.loads(done.out)
-        return values
+        with self._queue() as queue:
+            return status_object(queue.run(run).status())
 
-    def items(self, run: str = "last", *options: str) -> list[dict[str, Any]]:
-        done = self("items", run, "--json", *options)
-        assert done.code == 0, done
-        return [json.loads(line) for line in done.lines]
+    def items(self, run: str = "last") -> list[dict[str, Any]]:
+        """What `ppss items --json` tells, without a process."""
+        with self._queue() as queue:
+            return [view.to_dict() for view in queue.run(run).items()]
+
+    def _queue(self) -> Queue:
+        return connect(self.environment["PPSS_URL"])
 
     def close(self) -> None:
         for process in self._started:
@@ -150,7 +160,7 @@ def end() -> Callable[..., tuple[int, str, str]]:
             process.send_signal(number)
         out, err = process.communicate(timeout=_PATIENCE_SECONDS)
         assert "Traceback" not in err, err
-        return process.returncode, out, err
+        return process.returncode, out, _NO_DISK.sub("", err)
 
     return end
 

@@ -58,13 +58,18 @@ def test_status_lists_all_runs_and_one_by_id_name_or_last(ppss: Ppss, run: str) 
 def test_status_as_json_has_the_fields_of_the_contract_and_states_sum_up(ppss: Ppss, run: str) -> None:
     assert ppss("enqueue", "--name", "open", "-c", "true", stdin="1\n2\n3\n").code == 0
     assert ppss("cancel", "open", "2").code == 0
-    closed, waiting = ppss.runs()
+    closed, waiting = map(json.loads, ppss("status", "--json").lines)
     for counts in (closed, waiting):
         assert counts.keys() >= STATUS_FIELDS
         assert sum(counts[state] for state in STATES) == counts["total"] == 3
     assert (closed["run"], closed["name"], closed["state"]) == (run, "mixed", "done")
     assert (closed["succeeded"], closed["failed"], closed["command"]) == (2, 1, FAIL_ON_B)
-    assert (waiting["ready"], waiting["cancelled"], waiting["nodes"], waiting["eta_seconds"]) == (2, 1, [], None)
+    assert (waiting["ready"], waiting["cancelled"], waiting["nodes"], waiting["eta_seconds"]) == (
+        2,
+        1,
+        [],
+        None,
+    )
 
 
 def test_status_shows_a_run_at_work(ppss: Ppss, tmp_path: Path, end: End) -> None:
@@ -91,13 +96,17 @@ def test_status_watch_shows_it_until_ctrl_c(ppss: Ppss, run: str, end: End) -> N
 def test_items_as_a_table(ppss: Ppss, run: str) -> None:
     header, *rows = ppss("items").lines
     assert header.split() == ["ITEM", "STATE", "TRIES", "NODE", "EXIT", "TOOK", "LAST", "LINE"]
-    assert [row.split()[0:3] for row in rows] == [["a", "succeeded", "1"], ["b", "failed", "1"], ["c", "succeeded", "1"]]
+    assert [row.split()[0:3] for row in rows] == [
+        ["a", "succeeded", "1"],
+        ["b", "failed", "1"],
+        ["c", "succeeded", "1"],
+    ]
     assert rows[1].split()[4] == "6" and rows[1].endswith("b is bad")
     assert ppss("items", run).lines == ppss("items", "mixed").lines == [header, *rows]
 
 
 def test_items_of_one_state(ppss: Ppss, run: str) -> None:
-    assert [row["item"] for row in ppss.items("mixed", "--state", "failed")] == ["b"]
+    assert ppss("items", "mixed", "--state", "failed", "--names").out == "b\0"
     none = ppss("items", "mixed", "--state", "ready")
     assert (none.code, none.out, none.err) == (0, "", f"run {run} has no ready items\n")
 
@@ -105,14 +114,25 @@ def test_items_of_one_state(ppss: Ppss, run: str) -> None:
 def test_many_items_have_one_header_and_no_empty_line(ppss: Ppss) -> None:
     assert ppss("enqueue", "-c", "true", stdin="".join(f"{n}\n" for n in range(1200))).code == 0
     lines = ppss("items").lines
-    assert len(lines) == 1201 and lines[0].startswith("ITEM") and not any(line.startswith(("ITEM", " ")) for line in lines[1:])
+    assert (
+        len(lines) == 1201
+        and lines[0].startswith("ITEM")
+        and not any(line.startswith(("ITEM", " ")) for line in lines[1:])
+    )
 
 
 def test_items_as_json_and_csv_have_the_fields_of_the_contract(ppss: Ppss, run: str) -> None:
-    rows = ppss.items("mixed")
+    rows = [json.loads(line) for line in ppss("items", "mixed", "--json").lines]
     assert all(row.keys() >= ITEM_FIELDS for row in rows)
     b = rows[1]
-    assert (b["seq"], b["item"], b["state"], b["attempts"], b["exit_code"], b["signal"]) == (2, "b", "failed", 1, 6, None)
+    assert (b["seq"], b["item"], b["state"], b["attempts"], b["exit_code"], b["signal"]) == (
+        2,
+        "b",
+        "failed",
+        1,
+        6,
+        None,
+    )
     assert b["last_line"] == "b is bad" and b["slot"] >= 1 and b["node"] and 0 < b["seconds"] < 20
     table = list(csv.DictReader(io.StringIO(ppss("items", "mixed", "--csv").out)))
     assert [row["item"] for row in table] == ["a", "b", "c"] and table[1]["exit_code"] == "6"
@@ -123,10 +143,15 @@ def test_items_as_json_and_csv_have_the_fields_of_the_contract(ppss: Ppss, run: 
 def test_odd_names_survive_json_csv_and_names(ppss: Ppss) -> None:
     names = [b"new\nline", b"\xff\xfe", b"quote\"'", b" blank ", b"-dash"]
     assert ppss("enqueue", "-0", "-c", "true", stdin=b"\0".join(names)).code == 0
-    assert [row["item"].encode("utf-8", "surrogateescape") for row in ppss.items()] == names
-    assert ppss("items", "--names").out.encode("utf-8", "surrogateescape") == b"".join(name + b"\0" for name in names)
+    rows = [json.loads(line) for line in ppss("items", "--json").lines]
+    assert [row["item"].encode("utf-8", "surrogateescape") for row in rows] == names
+    assert ppss("items", "--names").out.encode("utf-8", "surrogateescape") == b"".join(
+        name + b"\0" for name in names
+    )
     text = ppss("items", "--csv").out
-    assert [row["item"].encode("utf-8", "surrogateescape") for row in csv.DictReader(io.StringIO(text))] == names
+    assert [
+        row["item"].encode("utf-8", "surrogateescape") for row in csv.DictReader(io.StringIO(text))
+    ] == names
     table = ppss("items").out
     assert r"new\x0aline" in table and r"\xff\xfe" in table
 
@@ -226,7 +251,9 @@ def test_attach_ends_with_the_run_and_ctrl_c_ends_only_the_view(ppss: Ppss, end:
 
 
 @pytest.mark.parametrize("verb", [("items", "--names"), ("items", "--json"), ("status",)])
-def test_a_closed_stdout_ends_with_130_and_without_a_word(ppss: Ppss, verb: tuple[str, ...], run: str) -> None:
+def test_a_closed_stdout_ends_with_130_and_without_a_word(
+    ppss: Ppss, verb: tuple[str, ...], run: str
+) -> None:
     process = ppss.start(*verb)
     assert process.stdout is not None
     process.stdout.close()
