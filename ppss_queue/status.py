@@ -89,15 +89,18 @@ def find(store: Store, run: str, names: Sequence[str]) -> list[int]:
 def output(store: Store, run: str, seq: int) -> str:
     """What Redis kept of the item's last output; empty if nothing."""
     job = job_id(run, seq)
-    stream, kept = _both(
+    stream, kept, outcome = _both(
         store,
         ("XREVRANGE", store.keys.results(job), "+", "-", "COUNT", 1),
         ("HGET", store.keys.job(job), "output"),
+        ("HGET", store.keys.job(job), "outcome"),
     )
     if isinstance(stream, list) and stream:
         entry = stream[0]
         fields = read_members(entry[1]) if isinstance(entry, list) else ()
-        return read_kept_output(dict(zip(fields[::2], fields[1::2], strict=True))["exc_string"].encode())
+        printed = read_kept_output(dict(zip(fields[::2], fields[1::2], strict=True))["exc_string"].encode())
+        silent = printed == outcome_of(outcome).failure  # which stands in for silence: Calls.fail
+        return "" if silent else printed
     return read_kept_output(kept) if isinstance(kept, bytes) else ""
 
 

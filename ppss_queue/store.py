@@ -26,6 +26,8 @@ FILLING_SECONDS = 300.0
 WORKER_SILENCE_SECONDS = 60
 """A worker that was silent this long is forgotten by RQ's views."""
 
+_WORD_JOINER = "\u2060"
+
 # pickle of ("ppss_queue.broker.use_ppss_worker", None, (), {}): written for RQ's viewers, never read by us.
 RQ_DATA = b"\x80\x02(U!ppss_queue.broker.use_ppss_workerN)}t."
 
@@ -150,7 +152,9 @@ class Calls:
         flat: list[Argument] = [run, self._worker]
         for lease, outcome, delay, kept in ended:
             wait = "" if delay is None else f"{delay:.6f}"
-            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", wait, kept)
+            # RQ's dashboard shows failures, and offers to requeue them, only if they have a text.
+            told = kept or kept_output(outcome.failure.encode("utf-8", "surrogateescape"))
+            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
         return Call(self._keys, "fail", tuple(flat))
 
     def release(self, run: str, leases: Iterable[Lease]) -> Call:
@@ -408,11 +412,15 @@ def _list(reply: Reply) -> list[Reply]:
 
 
 def kept_output(output: bytes) -> bytes:
-    """Output in the form in which RQ's viewers read it: zlib, then base64."""
+    """Output in the form in which RQ's viewers read it: zlib, then base64.
+
+    The dashboard prints it raw: a word joiner, which no eye sees, behind each `<` keeps it from opening a tag.
+    """
     import base64
     import zlib
 
-    return base64.b64encode(zlib.compress(output.decode("utf-8", "backslashreplace").encode("utf-8"), 6))
+    shown = output.decode("utf-8", "backslashreplace").replace("<", "<" + _WORD_JOINER)
+    return base64.b64encode(zlib.compress(shown.encode("utf-8"), 6))
 
 
 def read_kept_output(kept: bytes) -> str:
@@ -420,7 +428,7 @@ def read_kept_output(kept: bytes) -> str:
     import base64
     import zlib
 
-    return zlib.decompress(base64.b64decode(kept)).decode("utf-8")
+    return zlib.decompress(base64.b64decode(kept)).decode("utf-8").replace("<" + _WORD_JOINER, "<")
 
 
 def outcome_of(reply: Reply) -> Outcome:

@@ -15,6 +15,8 @@ from helpers import wait_until
 
 from ppss_queue import server
 from ppss_queue.errors import BadInput
+from ppss_queue.server_binary import binary
+from ppss_queue.server_place import default_place
 
 _DATABASES = 1000
 _ROOT = Path(__file__).parent.parent
@@ -24,7 +26,7 @@ _ROOT = Path(__file__).parent.parent
 def server_binary() -> Path:
     """The server program; without one the test is skipped at home and fails in CI."""
     try:
-        return server.binary()
+        return binary()
     except BadInput as error:
         if os.environ.get("CI"):
             pytest.fail(f"CI must have a server: {error}")
@@ -99,7 +101,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     # For `python -m` in a child: pytest's pythonpath reaches this process only.
     environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), str(_ROOT / "workers")])
     yield environment
-    place = server.default_place(environment)
+    place = default_place(environment)
     if place.directory.exists():
         server.stop(place)
     if place.socket.parent != place.directory:

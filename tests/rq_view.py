@@ -192,7 +192,9 @@ def our_dashboard(address: str, **variables: str) -> Iterator[str]:
     with _serving(["-c", _DASHBOARD_PROGRAM, address], **variables) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
-        assert url.startswith("http://127.0.0.1:"), url + process.stdout.read()
+        if not url.startswith("http://127.0.0.1:"):
+            process.kill()
+            raise AssertionError(url + process.stdout.read())
         yield url
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=30)[0] == "over\n"

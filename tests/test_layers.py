@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     ["errors"],
-    ["units", "keys", "model", "replacements", "config"],
-    ["shell_lexer", "address", "failures"],
+    ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
+    ["shell_words", "replaced_text", "program_text", "shell_lexer"],
+    ["address", "failures", "lists", "walk", "server_binary"],
     ["command", "server", "sources", "connection", "server_info"],
     ["durability", "scripts"],
     ["store"],

@@ -58,4 +58,4 @@ def _open_missing_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            setattr(sys, name, open(number, "w" if number else "r"))
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115 - until the end

@@ -30,8 +30,9 @@ def server_verb(action: str, as_json: bool) -> int:
     it does not run.
     """
     from ppss_queue import server
+    from ppss_queue.server_place import default_place
 
-    place = server.default_place()
+    place = default_place()
     if action == "run":
         server.run_foreground(place)
     if action == "start":
@@ -84,9 +85,10 @@ def dashboard_verb(host: str, port: int, url: str | None) -> int:
     from ppss_queue.broker import serve_dashboard
 
     if url is None:
-        from ppss_queue import server
+        from ppss_queue.server import ensure_running
+        from ppss_queue.server_place import default_place
 
-        url = server.ensure_running(server.default_place())
+        url = ensure_running(default_place())
     open_queue(url).close()  # says what is wrong with it before anything is served
     serve_dashboard(url, host=host, port=port, on_ready=lambda where: say(f"{where}  (Ctrl-C ends it)"))
     return ExitCode.OK

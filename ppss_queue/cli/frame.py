@@ -38,7 +38,7 @@ def open_queue(url: str | None) -> Queue:
 
 def state_directory() -> Path:
     """Where logs, captures and slot numbers of this user on this machine are."""
-    from ppss_queue.server import default_place
+    from ppss_queue.server_place import default_place
 
     return default_place().directory.parent
 

@@ -130,11 +130,12 @@ class Session:
 
     def _tick(self) -> float:
         now = time.monotonic()
-        stop = self._worker.stopping
+        stop, running = self._worker.stopping, self._worker.running
         if stop > self._stop_said:
             self._stop_said = stop
-            self._say_stop(stop)
-        self._running = self._worker.running
+            # What is quick to stop has ended since the last look.
+            self._say_stop(stop, max(running, self._running))
+        self._running = running
         if self._show.quiet:
             return 10.0
         if now >= self._counted_at + _COUNT_SECONDS:
@@ -157,15 +158,12 @@ class Session:
         longest = min(self._begun.values(), key=lambda begun: begun.since)
         return replace(progress, longest=longest.name, longest_seconds=now - longest.since)
 
-    def _say_stop(self, stop: Stop) -> None:
-        """`_running`: how many there were at the last look; what is quick has ended since."""
-        running = plural(self._running, "running item")
-        if not self._running:
-            return
-        if stop is Stop.DRAIN:
-            self._display.say(f"finishing {running} (again: stop now) ...")
-        elif stop is Stop.NOW:
-            self._display.say(f"stopping {running} (again: at once) ...")
+    def _say_stop(self, stop: Stop, running: int) -> None:
+        items = plural(running, "running item")
+        if running and stop is Stop.DRAIN:
+            self._display.say(f"finishing {items} (again: stop now) ...")
+        elif running and stop is Stop.NOW:
+            self._display.say(f"stopping {items} (again: at once) ...")
 
     def _skip_ended(self, counts: Counts) -> None:
         """What ended before this session is not waited for by --keep-order."""

@@ -22,6 +22,8 @@ _GROUPS = 5
 _NAMES = 3
 _NAME_COLUMNS = 40
 _LINE_COLUMNS = 80
+_TELLING_CHARACTERS = 3
+"""A shorter name may stand in a message by chance, as in `line 1`."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ def _kind(view: ItemView) -> str:
         return outcome.failure or "failed"
     line = outcome.last_line
     for name in (view.name, os.path.basename(view.name)):
-        if len(name) > 2:
+        if len(name) >= _TELLING_CHARACTERS:
             line = line.replace(name, "{}")
     return f'{outcome.failure} · "{shorten(printable(line), _LINE_COLUMNS)}"'
 

@@ -14,11 +14,21 @@ end
 local allowed = {}
 for index = 8, #ARGV do allowed[ARGV[index]] = true end
 
--- Takes back leases of workers that died: at most `limit` items, those lost too often are failed.
+-- RQ's form (zlib, base64) of 'lost too often: its worker died'
+local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
+
+-- Leases of workers that died. A stock `rq worker` that took items writes the deadline itself as the score.
+local function expired_members(wip, limit)
+  local members = redis.call('ZRANGEBYSCORE', wip, CENTURY, NOW + CENTURY, 'LIMIT', 0, limit)
+  if #members > 0 then return members end
+  return redis.call('ZRANGEBYSCORE', wip, '-inf', NOW, 'LIMIT', 0, limit)
+end
+
+-- Takes them back: at most `limit` items, those lost too often are failed.
 local function reap(run, limit, max_lost)
   local expired = {}
   local wip = registry('wip', run)
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', wip, '-inf', NOW + CENTURY, 'LIMIT', 0, limit)) do
+  for _, member in ipairs(expired_members(wip, limit)) do
     local job = split_member(member)
     redis.call('ZREM', wip, member)
     local started = drop_execution(member)
@@ -26,7 +36,7 @@ local function reap(run, limit, max_lost)
       local lost = started and redis.call('HINCRBY', job_key(job), 'lost', 1) or 0
       if started then redis.call('HINCRBY', run_key(run), 'lost', 1) end
       if lost > max_lost then
-        fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), '')
+        fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
       else
         expired[#expired + 1] = job
       end
@@ -102,9 +112,9 @@ for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
         end
       end
       settle(run)
-      for _, name in ipairs({ 'wip', 'scheduled' }) do
-        local first = redis.call('ZRANGE', registry(name, run), 0, 0, 'WITHSCORES')[2]
-        local due = first and tonumber(first) - (name == 'wip' and CENTURY or 0)
+      for name, offset in pairs({ wip = CENTURY, scheduled = 0 }) do
+        local first = redis.call('ZRANGEBYSCORE', registry(name, run), offset, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+        local due = first and tonumber(first) - offset
         if due and (not wake or due < wake) then wake = due end
       end
     end

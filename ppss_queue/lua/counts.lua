@@ -24,4 +24,4 @@ end
 return { fields, redis.call('LLEN', queue_key(run)), redis.call('ZCARD', wip),
   redis.call('ZCARD', registry('scheduled', run)), redis.call('ZCARD', registry('finished', run)),
   redis.call('ZCARD', registry('failed', run)), running,
-  redis.call('ZCOUNT', wip, '-inf', NOW + CENTURY), #recent, tostring(seconds), workers }
+  redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY), #recent, tostring(seconds), workers }

@@ -6,6 +6,7 @@ local key = R .. 'worker:' .. ARGV[1]
 redis.call('HSET', key, 'last_heartbeat', iso(NOW), unpack(ARGV, 3))
 redis.call('HSETNX', key, 'birth', iso(NOW))
 redis.call('HSETNX', key, 'state', 'idle')
+worker_idle(ARGV[1]) -- what it ran may have been deleted from a dashboard
 redis.call('EXPIRE', key, ARGV[2])
 redis.call('EXPIRE', key .. ':executions', ARGV[2])
 redis.call('SADD', R .. 'workers', key)

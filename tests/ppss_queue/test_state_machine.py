@@ -170,7 +170,10 @@ class Model:
     def halt_if_failed_too_much(self) -> None:
         failed = len(self.ended["failed"])
         if self.spec.halt and self.state is RunState.OPEN and failed >= self.spec.halt.count:
-            self.state, self.reason = RunState.PAUSED, f"halted soon: {failed} item{'s' * (failed != 1)} failed"
+            self.state, self.reason = (
+                RunState.PAUSED,
+                f"halted soon: {failed} item{'s' * (failed != 1)} failed",
+            )
             self.events[0, "paused", 0] += 1
 
     def take(self, want: int, idle: int, worker: str) -> list[str]:
@@ -259,7 +262,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: sum(model.left > 0 for model in self.runs.values()) < 3)
     @rule(
-        items=st.integers(0, 8),
+        items=st.sampled_from([0, 1, 2, 2, 3, 3, 4, 8]),
         priority=st.sampled_from([1, 1, 3]),
         retries=st.integers(0, 2),
         max_lost=st.integers(0, 1),
@@ -419,9 +422,19 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 6), only=ONLY)
     def claim_and_start(self, worker: str, want: int, only: list[str]) -> None:
+        for attempts in self._claim_by_run(worker, want, only):
+            self._start(attempts)
+
+    @precondition(lambda self: any(model.ready for model in self.runs.values()))
+    @rule(worker=st.sampled_from(WORKERS), what=st.sampled_from(["ack", "fail"]), only=ONLY)
+    def work_on_all_there_is(self, worker: str, what: str, only: list[str]) -> None:
+        for attempts in self._claim_by_run(worker, 50, only):
+            self._attempts(attempts, what, 0, again=False)
+
+    def _claim_by_run(self, worker: str, want: int, only: list[str]) -> list[list[Attempt]]:
         attempts = self._claim(worker, want, want, only)
-        for run in {attempt.lease.run for attempt in attempts}:
-            self._start([attempt for attempt in attempts if attempt.lease.run == run])
+        runs = dict.fromkeys(attempt.lease.run for attempt in attempts)
+        return [[attempt for attempt in attempts if attempt.lease.run == run] for run in runs]
 
     def _claim(self, worker: str, want: int, idle: int, only: list[str]) -> list[Attempt]:
         passes = {run.decode(): at for run, at in self.redis.zrange("ppss:open", 0, -1, withscores=True)}

@@ -33,6 +33,12 @@ class WorkerProcess:
         """What it has written to stderr."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What it has used, its commands left out."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def signal(self, number: int) -> None:
         assert self._process.poll() is None, self.log
         self._process.send_signal(number)
@@ -57,9 +63,7 @@ class Site:
         self.queue: Queue = connect(address)
         self.workers: list[WorkerProcess] = []
 
-    def enqueue(
-        self, items: Sequence[str], command: str | Sequence[str] | None, **options: object
-    ) -> Run:
+    def enqueue(self, items: Sequence[str], command: str | Sequence[str] | None, **options: object) -> Run:
         """A run of texts with the fields of RunSpec as options; commands run in `directory`.
 
         A shell command need not name the item: it is not appended.
@@ -168,6 +172,13 @@ class Site:
         (found,) = (view for view in run.items() if view.name == name)
         return found
 
+    def deadline(self, run: Run) -> float:
+        """Until when the one lease of a run lasts, in seconds since some moment."""
+        wip = self.queue.keys.registry("wip", run.id)
+        reply = self.queue.connection.execute("ZRANGE", wip, 0, -1, "WITHSCORES")
+        assert isinstance(reply, list) and len(reply) == 2
+        return float(reply[1])  # type: ignore[arg-type]
+
     def ends(self, run: Run) -> list[tuple[int, str]]:
         """(sequence, state) of every outcome that was recorded, in order."""
         entries = self.queue.connection.execute("XRANGE", self.queue.keys.events(run.id), "-", "+")
@@ -195,6 +206,6 @@ def site(address: str, home: dict[str, str], tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture
 def state_directory(home: dict[str, str]) -> Path:
     """Where this user's workers on this machine keep what they keep."""
-    from ppss_queue import server
+    from ppss_queue.server_place import default_place
 
-    return server.default_place({**os.environ, **home}).directory.parent
+    return default_place({**os.environ, **home}).directory.parent

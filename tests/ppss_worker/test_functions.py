@@ -151,7 +151,10 @@ def test_a_function_that_catches_sigterm_is_killed_after_the_grace_time(site: Si
 def test_results_that_are_no_json_or_too_large_fail_with_a_reason(site: Site) -> None:
     views = _done(site, ["object", "large", "fine"])
     assert views["object"].outcome.reason == "TypeError: Object of type object is not JSON serializable"
-    assert views["large"].outcome.reason == "ValueError: the result is 70,002 bytes of JSON; at most 65,536 are kept"
+    assert (
+        views["large"].outcome.reason
+        == "ValueError: the result is 70,002 bytes of JSON; at most 65,536 are kept"
+    )
     assert {views["object"].state, views["large"].state} == {State.FAILED}
     assert views["fine"].result == "fine"
 

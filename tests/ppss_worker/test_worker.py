@@ -51,9 +51,7 @@ def test_an_item_whose_retries_are_used_up_has_failed_with_its_exit_code(site: S
         (RetryRule(2, 0.01, not_on=(7,)), {"6": 3, "7": 1}),
     ],
 )
-def test_only_the_exit_codes_named_are_retried(
-    site: Site, rule: RetryRule, attempts: dict[str, int]
-) -> None:
+def test_only_the_exit_codes_named_are_retried(site: Site, rule: RetryRule, attempts: dict[str, int]) -> None:
     run = site.enqueue(["6", "7"], 'exit "$ITEM"', retry=rule)
     site.burst()
     assert {view.name: view.attempts for view in run.items()} == attempts
@@ -221,7 +219,9 @@ def test_an_idle_worker_starts_an_item_retried_by_hand(site: Site) -> None:
 
 
 def test_an_idle_worker_takes_the_item_of_a_killed_one_when_its_lease_expires(site: Site) -> None:
-    run = site.enqueue(["a"], 'echo $$ > "$PPSS_NODE.pid"; [ "$PPSS_NODE" = b ] || sleep 1000', visibility_seconds=1)
+    run = site.enqueue(
+        ["a"], 'echo $$ > "$PPSS_NODE.pid"; [ "$PPSS_NODE" = b ] || sleep 1000', visibility_seconds=1
+    )
     killed = site.worker("--node-name", "a")
     site.pids("a.pid", 1)
     site.worker("--node-name", "b")
@@ -265,15 +265,11 @@ def test_an_idle_worker_sends_next_to_nothing_and_uses_no_cpu(site: Site) -> Non
         assert isinstance(info, bytes)
         return int(info.split(b"total_commands_processed:")[1].split()[0])
 
-    def ticks() -> int:
-        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
-
     # Its 10 s heartbeat and look may fall into this time, which is all that it may send.
-    before, used = commands(), ticks()
+    before, used = commands(), worker.cpu_seconds
     time.sleep(2)
     assert commands() - before <= 8
-    assert ticks() - used <= 5
+    assert worker.cpu_seconds - used <= 0.05
 
 
 # Steering a run
@@ -345,7 +341,9 @@ def test_slot_numbers_are_dense_and_unique_on_a_node(site: Site) -> None:
     run = site.enqueue([*"abcd"], f'echo "$PPSS_SLOT" {{%}} > "$ITEM.slot"; {_GO}')
     site.worker()
     site.worker()
-    slots = wait_until(lambda: sorted(found) if len(found := list(site.directory.glob("*.slot"))) == 4 else None, "all run")
+    slots = wait_until(
+        lambda: sorted(found) if len(found := list(site.directory.glob("*.slot"))) == 4 else None, "all run"
+    )
     wait_until(lambda: all(path.read_text() for path in slots), "slots are written")
     assert sorted(path.read_text() for path in slots) == ["1 1\n", "2 2\n", "3 3\n", "4 4\n"]
     (site.directory / "go").touch()
@@ -404,7 +402,9 @@ def test_a_command_that_is_not_on_the_node_fails_its_items_and_says_so(site: Sit
     site.burst(timeout_seconds=SOON)
     for view in run.items():
         assert (view.state, view.exit_code) == (State.FAILED, 127)
-        assert view.last_line == "'no-such-program': command not found. Install it on this node, or mend PATH."
+        assert (
+            view.last_line == "'no-such-program': command not found. Install it on this node, or mend PATH."
+        )
 
 
 def test_a_directory_that_is_not_on_the_node_stops_the_worker_and_costs_no_item(site: Site) -> None:
@@ -413,7 +413,10 @@ def test_a_directory_that_is_not_on_the_node_stops_the_worker_and_costs_no_item(
     (site.directory / "gone").rmdir()
     worker = site.worker()
     assert worker.wait(SOON) != 0
-    assert "gone' can't be entered on this node (No such file or directory): make or mount it here." in worker.log
+    assert (
+        "gone' can't be entered on this node (No such file or directory): make or mount it here."
+        in worker.log
+    )
     assert site.states(run) == {"ready": 3}
 
 
@@ -446,14 +449,16 @@ def test_a_worker_leaks_no_descriptors(site: Site) -> None:
     def descriptors() -> int:
         return len(os.listdir(f"/proc/{worker.pid}/fd"))
 
-    def work(count: int) -> int:
-        run = site.enqueue([str(number) for number in range(count)], ["true"], output=str(site.directory / "out"))
+    def work(count: int, **options: object) -> int:
+        run = site.enqueue([str(number) for number in range(count)], ["true"], **options)
         run.wait(60)
         site.wait_idle()
         assert site.states(run) == {"succeeded": count}
         return descriptors()
 
-    assert work(2000) == work(20)
+    few = work(20)
+    work(300, output=str(site.directory / "out"))
+    assert work(1700) == few
 
 
 # Redis goes away
@@ -539,18 +544,59 @@ def test_a_worker_outlives_a_restart_of_redis_and_records_each_outcome_once(
     assert worker.wait(SOON) == 0, worker.log
 
 
+@pytest.mark.parametrize("name", ["ppss-worker", "ppss-wake", "ppss-leases", "ppss-control"])
+def test_a_worker_outlives_the_loss_of_any_one_connection(site: Site, name: str) -> None:
+    """As a server with `timeout 300` cuts them. The busy worker does not listen on all of them."""
+    worker = site.worker("-p", "1")
+    for _ in range(2):
+        run = site.enqueue(["a"], f"echo $$ > a.pid; {_GO}", visibility_seconds=1)
+        site.pids("a.pid", 1)
+        wait_until(lambda run=run: run.status().running == 1, "it is known to have started")
+        _cut(site, name)
+        wait_until(lambda: name in _connections(site), "the connection is there again")
+        deadline = site.deadline(run)
+        wait_until(lambda run=run, then=deadline: site.deadline(run) > then + 0.5, "the lease is renewed")
+        (site.directory / "go").touch()
+        run.wait(SOON)
+        assert [(view.state, view.attempts) for view in run.items()] == [(State.SUCCEEDED, 1)]
+        (site.directory / "go").unlink()
+        (site.directory / "a.pid").unlink()
+        site.wait_idle()
+        if name != "ppss-leases":  # missed only when there is something to renew, or after 10 s
+            _cut(site, name)
+            wait_until(lambda: name in _connections(site), "the connection is there again")
+    used = worker.cpu_seconds
+    time.sleep(0.5)
+    assert worker.cpu_seconds - used < 0.2
+
+
+def _connections(site: Site) -> dict[str, str]:
+    """Id of each connection of workers, by name."""
+    clients = site.queue.connection.execute("CLIENT", "LIST")
+    assert isinstance(clients, bytes)
+    fields = (dict(pair.split("=", 1) for pair in line.split()) for line in clients.decode().splitlines())
+    return {field["name"]: field["id"] for field in fields}
+
+
+def _cut(site: Site, name: str) -> None:
+    known = _connections(site)[name]
+    assert site.queue.connection.execute("CLIENT", "KILL", "ID", known) == 1
+    wait_until(lambda: _connections(site).get(name) != known, "the connection is cut")
+
+
 def test_workers_told_to_stop_while_redis_is_away_give_up_with_exit_code_3(
     own_site: Site, own_server: Server
 ) -> None:
     """One is idle, one has outputs to publish, one still runs a command."""
     site = own_site
-    command = f'echo $$ > "$ITEM.pid"; until [ -e "$ITEM.go" ]; do sleep 0.02; done; echo x > {{out}}'
+    command = 'echo $$ > "$ITEM.pid"; until [ -e "$ITEM.go" ]; do sleep 0.02; done; echo x > {out}'
     options = {"output": str(site.directory / "out"), "visibility_seconds": 1}
     publishes, runs = (site.enqueue([name], command, **options) for name in ("publishes", "runs"))
     busy = site.worker("--run", runs.id)
     workers = [site.worker("--run", publishes.id), site.worker("--run", site.enqueue([], "true").id)]
     site.pids("runs.pid", 1)
     pids = site.pids("publishes.pid", 1)
+    site.wait_idle(3)
     own_server.kill()
     for worker in (busy, *workers):
         wait_until(lambda worker=worker: "trying again" in worker.log, "the loss is noticed")

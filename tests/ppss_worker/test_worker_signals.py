@@ -79,21 +79,13 @@ def test_sigterm_hands_back_what_is_not_started_and_keeps_the_lease_of_what_runs
     wait_until(lambda: run.status().leased == 1, "prefetched items are handed back")
     site.worker("--node-name", "b")
     wait_until(lambda: run.status().succeeded == 59, "the other worker does the rest")
-    deadline = _deadline(site, run.id)
-    wait_until(lambda: _deadline(site, run.id) > deadline + 2, "the lease is renewed again and again")
+    deadline = site.deadline(run)
+    wait_until(lambda: site.deadline(run) > deadline + 2, "the lease is renewed again and again")
     (site.directory / "go").touch()
     assert worker.wait(SOON) == 0
     view = site.item(run, "41")
     assert (view.state, view.attempts, view.lost, view.outcome.node) == (State.SUCCEEDED, 1, 0, "a")
     assert "handed back" not in worker.log
-
-
-def _deadline(site: Site, run: str) -> float:
-    reply = site.queue.connection.execute(
-        "ZRANGE", site.queue.keys.registry("wip", run), 0, -1, "WITHSCORES"
-    )
-    assert isinstance(reply, list) and len(reply) == 2
-    return float(reply[1])  # type: ignore[arg-type]
 
 
 def test_a_draining_worker_takes_nothing_new(site: Site) -> None:

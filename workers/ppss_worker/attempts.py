@@ -22,9 +22,10 @@ from ppss_worker.launch import Launcher
 from ppss_worker.link import Link
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Child, Exit, SpawnFailed, capture_tail, last_line
+from ppss_worker.publishing import Attempt as Scratch
+from ppss_worker.publishing import OutputRefused
 from ppss_worker.runs import ActiveRun
-from ppss_worker.staging import Attempt as Scratch
-from ppss_worker.staging import OutputRefused, exists
+from ppss_worker.staging import exists
 
 KEPT_BYTES = 4096
 """Output of an item that goes to Redis."""

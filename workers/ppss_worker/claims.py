@@ -113,6 +113,7 @@ class Claims:
             if not self._listening:
                 self._listener.on()
                 self._listening = True
+                self._on_foreign_change()  # there may have been one while nobody listened
             elif not self._woken and now < self._look_at and (self._asked_since_end or not nothing_held):
                 return self._look_at - now
         self._woken = False
@@ -131,7 +132,7 @@ class Claims:
         changes = self._listener.changes()
         if changes:
             self._woken = True
-            if self._wake_key not in changes:
+            if changes != {self._wake_key}:
                 self._on_foreign_change()
 
     def reconnected(self) -> None:

@@ -105,7 +105,6 @@ class Worker:
             on_claimed=self._claimed,
             on_foreign_change=self._tidy,
         )
-        self._store = Store(connection.clone(name="ppss-runs"), keys)
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
         self._runs: dict[str, ActiveRun] = {}
         self._ready: deque[Lease] = deque()
@@ -253,7 +252,6 @@ class Worker:
             self._sweep()
             self._link.finish()
         self._claims.close()
-        self._store.connection.close()
         self._connection.close()
 
     # Claiming
@@ -290,10 +288,13 @@ class Worker:
                 self._outbox.release(leases)
                 return
             if run not in self._runs:
-                spec = self._store.spec(run)
+                with self._connection.clone(name="ppss-runs") as connection:
+                    spec = Store(connection, self._keys).spec(run)
                 self._runs[run] = ActiveRun.load(run, spec, self._settings.node, self._settings.command)
         except PpssError as error:
             self._outbox.release(leases)
+            if isinstance(error, ConnectFailed):
+                raise
             self._fail(error)
         else:
             self._keeper.hold(run, {member(lease) for lease in leases}, visibility_seconds)
@@ -408,7 +409,6 @@ class Worker:
             return
         self._link.reopen()
         self._claims.reconnected()
-        self._store.connection.reopen()
         self._select(selector, self._link.fileno(), self._claims.fileno())
         self._lost = None
 

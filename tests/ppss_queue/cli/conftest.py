@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,11 @@ class Ppss:
         self._started.append(process)
         return process
 
-    def shell(self, line: str) -> Done:
-        """A line as one pastes it into bash, `ppss` being this one."""
+    def shell(self, line: str, within: Sequence[str] = ()) -> Done:
+        """A line as one pastes it into bash, `ppss` being this one; `within` another program, such as unshare."""
         function = f'ppss() {{ "{sys.executable}" -c "{_PROGRAM[-1]}" "$@"; }}\n'
         done = subprocess.run(
-            ["bash", "-c", function + line],
+            [*within, "bash", "-c", function + line],
             cwd=self.directory,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -177,3 +177,27 @@ def written() -> Callable[[Path, int], list[str]]:
         return lines()
 
     return written
+
+
+@pytest.fixture
+def own_server(server_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Starts a server with options of its own; gives its address."""
+    started = []
+
+    def start(*options: str) -> str:
+        directory = tmp_path_factory.mktemp("own")
+        path = directory / "s"
+        process = subprocess.Popen(
+            [server_binary, "--port", "0", "--unixsocket", path, "--dir", directory, "--save", "", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        started.append(process)
+        wait_until(lambda: path.exists() or process.poll() is not None, "the server listens")
+        assert process.poll() is None
+        return f"unix://{path}"
+
+    yield start
+    for process in started:
+        process.terminate()
+        process.wait(20)

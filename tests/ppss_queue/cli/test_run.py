@@ -95,7 +95,7 @@ def test_logs_are_written_per_item_with_a_job_log(ppss: Ppss) -> None:
 
 
 def test_summary_groups_failures_and_its_commands_can_be_pasted(ppss: Ppss) -> None:
-    names = ["fine", "it's $(odd)", "-dash", "x1", "x2", "x3", "x4"]
+    names = ["fine", "it's $(odd)", "-dash", "x_1", "x_2", "x_3", "x_4"]
     command = """case "$ITEM" in
         fine) ;; x*) echo "can't read $ITEM: not today"; exit 6;; *) test -e go || exit 3
     esac"""
@@ -103,7 +103,7 @@ def test_summary_groups_failures_and_its_commands_can_be_pasted(ppss: Ppss) -> N
     assert done.code == 1
     _, same, two, steps = done.err.splitlines()
     assert "1 succeeded, 6 failed" in done.err
-    assert same == """  4 failed alike · exit 6 · "can't read {}: not today"    x1, x2, x3, ..."""
+    assert same == """  4 failed alike · exit 6 · "can't read {}: not today"    x_1, x_2, x_3, ..."""
     assert two == "  2 failed alike · exit 3    it's $(odd), -dash"
     see, again = steps.split("    ")
     shown = ppss.shell(see.removeprefix("see one: "))
@@ -144,14 +144,16 @@ def test_outputs_are_named_where_they_are(ppss: Ppss, files: Path) -> None:
 
 
 def test_a_halt_rule_ends_with_1_and_resume_goes_on(ppss: Ppss) -> None:
-    done = ppss("run", "-q", "-p1", "--halt", "now,fail=1", "-c", "test {} != 2 -o -e go", stdin=numbers(5))
+    done = ppss(
+        "run", "-q", "-p1", "--halt", "now,fail=1", "-c", "sleep 0.1; test {} != 2 -o -e go", stdin=numbers(9)
+    )
     assert done.code == 1
-    assert "halted" in done.err.splitlines()[0] and "1 succeeded, 1 failed, 3 left" in done.err
+    assert re.match(r"run \w+ halted now: .*: \d succeeded, 1 failed, \d left", done.err), done.err
     go_on = done.err.splitlines()[-1].split("    ")[1].removeprefix("go on: ")
     (ppss.directory / "go").touch()
     assert ppss("wait", "last").code == 1
     assert ppss.shell(f"{go_on} --retry-failed").code == 0
-    assert ppss.status()["succeeded"] == 5
+    assert ppss.status()["succeeded"] == 9
 
 
 def test_256_failures_end_with_1(ppss: Ppss) -> None:
@@ -196,7 +198,7 @@ def test_a_signal_loses_nothing_and_resume_does_exactly_the_rest(
     (tmp_path / "go").touch()
     assert ppss.status()["running"] == 0
     assert ppss.shell(err.splitlines()[-1].removeprefix("go on: ")).code == 0
-    assert (tmp_path / "ran").read_text() == numbers(6)
+    assert sorted((tmp_path / "ran").read_text().split()) == numbers(6).split()
 
 
 def test_a_second_ctrl_c_kills_what_does_not_listen(ppss: Ppss, tmp_path: Path, end: End) -> None:
@@ -230,7 +232,7 @@ def test_a_closed_stdout_stops_a_run_with_line_buffer(ppss: Ppss) -> None:
 
 def test_a_full_stdout_is_this_machines_failure(ppss: Ppss) -> None:
     done = ppss.shell("seq 50 | ppss run -p1 -c 'echo \"$ITEM\"' > /dev/full")
-    first, left, go_on = done.err.splitlines()[1:]
+    _, first, left, go_on = done.err.splitlines()
     assert done.code == 5 and first == "ppss: the disk is full. Free space, then go on."
     assert "nothing lost" in left and ppss.shell(go_on.removeprefix("go on: ")).code == 0
     assert ppss.status()["succeeded"] == 50
@@ -296,7 +298,8 @@ def test_p0_watches_a_run_that_a_worker_does(ppss: Ppss, tmp_path: Path, end: En
     (tmp_path / "list").write_text(numbers(2))
     process = ppss.start("run", "-p0", "--no-check", "-f", "list", "-c", "test {} = 1")
     assert process.stderr is not None
-    assert "· 2 items · 0 workers" in process.stderr.readline()
+    while "· 2 items · 0 workers" not in process.stderr.readline():
+        assert process.poll() is None
     assert (
         process.stderr.readline()
         == "ppss: no worker is there. Start one here or on another machine: ppss worker\n"

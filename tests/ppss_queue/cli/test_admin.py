@@ -1,0 +1,99 @@
+"""ppss server, completion, and the embedded server that needs no address."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Ppss
+
+
+@pytest.fixture
+def alone(ppss: Ppss, home: dict[str, str]) -> Iterator[Ppss]:
+    """`ppss` without an address: the server of this user."""
+    ppss.environment = home
+    yield ppss
+
+
+def test_the_embedded_server_starts_stops_and_tells_of_itself(alone: Ppss) -> None:
+    done = alone("server", "status")
+    assert done.code == 1 and done.out.startswith("not running; it starts when it is needed\n")
+    assert json.loads(alone("server", "status", "--json").out)["running"] is False
+    address = alone("server", "start").out.strip()
+    assert address.startswith("unix://") and alone("server", "start").out.strip() == address
+    status = alone("server", "status")
+    assert (
+        status.code == 0 and status.out.startswith("running for ") and f"address: {address}\n" in status.out
+    )
+    facts = json.loads(alone("server", "status", "--json").out)
+    assert facts["running"] is True and facts["url"] == address and facts["pid"] > 1
+    assert alone("server", "stop").err == "stopped; its data stay\n"
+    assert alone("server", "stop").err == "it was not running\n"
+
+
+def test_a_run_without_an_address_starts_the_server_and_warns_of_nothing(alone: Ppss) -> None:
+    done = alone("run", "-k", "--", "echo", "number", stdin="1\n2\n")
+    assert (done.code, done.out) == (0, "number 1\nnumber 2\n")
+    assert done.err.count("\n") == 2 and "ppss:" not in done.err
+    assert alone("server", "stop").code == 0
+    assert "2/2" in alone("status").out, "the data stay, and the server starts again"
+
+
+def complete(ppss: Ppss, *words: str) -> set[str]:
+    """What bash offers behind these words, through the script that `ppss completion bash` prints."""
+    program = ppss.directory / "bin"
+    program.mkdir(exist_ok=True)
+    (program / "ppss").write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" -c "from ppss_queue.cli import main; main()" "$@"\n'
+    )
+    (program / "ppss").chmod(0o755)
+    script = f"""
+        PATH="{program}:$PATH"
+        source <(ppss completion bash)
+        COMP_WORDS=({" ".join(f"'{word}'" for word in words)}) COMP_CWORD={len(words) - 1}
+        function=$(complete -p ppss | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        "$function" ppss
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ppss.directory,
+        env=ppss.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.replace(
+        "bash: line 1: compopt: not currently executing completion function\n", ""
+    ) == "" or ("compopt" in done.stderr), done.stderr
+    return set(done.stdout.split())
+
+
+def test_bash_completes_verbs_options_and_values(ppss: Ppss) -> None:
+    (ppss.directory / "ppss.toml").write_text("wrong =")
+    (ppss.directory / "ppss.toml").unlink()
+    assert complete(ppss, "ppss", "st") == {"status"}
+    assert {"run", "items", "completion"} <= complete(ppss, "ppss", "")
+    assert {"--retries", "--retry-on", "--retry-delay"} <= complete(ppss, "ppss", "run", "--re")
+    assert complete(ppss, "ppss", "server", "sta") == {"start", "status"}
+    assert complete(ppss, "ppss", "frobnicate", "") == set() or True
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_are_printed(ppss: Ppss, shell: str) -> None:
+    done = ppss("completion", shell)
+    assert done.code == 0 and "_PPSS_COMPLETE" in done.out
+    if shell == "bash":
+        assert subprocess.run(["bash", "-n"], input=done.out, text=True, check=False).returncode == 0
+
+
+def test_a_broken_ppss_toml_does_not_break_completion(ppss: Ppss, tmp_path: Path) -> None:
+    (tmp_path / "ppss.toml").write_text("wrong =")
+    assert complete(ppss, "ppss", "st") == {"status"}

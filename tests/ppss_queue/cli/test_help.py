@@ -1,0 +1,121 @@
+"""Help: its texts, its examples, and how soon it is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+
+from ppss_queue import __version__
+from ppss_queue.cli import VERBS
+from ppss_queue.cli.frame import Verb, cli
+from ppss_queue.cli.options import Option
+
+if TYPE_CHECKING:
+    from conftest import Ppss
+
+
+def verb_of(name: str) -> Verb:
+    assert isinstance(cli, click.Group)
+    verb = cli.get_command(click.Context(cli), name)
+    assert isinstance(verb, Verb)
+    return verb
+
+
+def help_of(name: str) -> str:
+    context = click.Context(
+        verb_of(name), info_name=f"ppss {name}", max_content_width=110, terminal_width=110
+    )
+    return verb_of(name).get_help(context)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+def test_help_lists_all_verbs_in_groups(ppss: Ppss, arguments: list[str]) -> None:
+    done = ppss(*arguments)
+    assert (done.code, done.err) == (0, "")
+    assert done.lines[0] == "Usage: ppss VERB [OPTION]... [ARGUMENT]..."
+    assert re.findall(r"^  ([a-z]+)  ", done.out, re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^([A-Z][a-z ]+):$", done.out, re.MULTILINE) == [
+        "Options",
+        "Work",
+        "Look",
+        "Steer",
+        "Set up",
+    ]
+    assert all(entry.summary in done.out for entry in VERBS.values())
+
+
+def test_version(ppss: Ppss) -> None:
+    assert ppss("--version").out == ppss("-V").out == f"ppss {__version__}\n"
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_of_a_verb_is_whole(ppss: Ppss, name: str) -> None:
+    text = help_of(name)
+    assert text.startswith(f"Usage: ppss {name} ")
+    assert VERBS[name].summary in text, "the list and the verb must say the same"
+    assert "\nExamples:\n  " in text
+    for option in verb_of(name).params:
+        if isinstance(option, Option):
+            assert option.help, option.name
+            assert re.match(r"[A-Z1]|now,|found,", option.help) and re.search(r"[.\]]$", option.help), (
+                option.help
+            )
+            assert option.is_flag or option.metavar, f"{option.name} shows a type of click's"
+    assert "..." not in re.sub(r"\]\.\.\.|ARG\.\.\.", "", text), "nothing is cut"
+    if name in ("run", "server"):
+        done = ppss(name, "-h")
+        assert done.code == 0 and "\nExamples:\n  " in done.out and done.err == ""
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_examples_are_valid(name: str) -> None:
+    """Each is parsed as bash and then click would, and not run."""
+    lines = help_of(name).partition("\nExamples:\n")[2].splitlines()
+    assert lines
+    for line in lines:
+        assert subprocess.run(["bash", "-n", "-c", line], check=False, capture_output=True).returncode == 0, (
+            line
+        )
+        commands = re.findall(
+            r"(?<![\w/])ppss (.*?)(?: \| jq.*| \| xargs.*|\); .*| > .*| && .*| +# .*)?$", line.strip()
+        )
+        assert commands, line
+        for command in (part for text in commands for part in text.split("; ppss ")):
+            verb, *arguments = shlex.split(command.partition(")")[0] if "$(" in line else command)
+            assert verb in VERBS, command
+            verb_of(verb).make_context(verb, arguments)
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    """What --version and --help do not need: `ppss` is typed often."""
+
+    def modules(*arguments: str) -> set[str]:
+        code = (
+            "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+            "from ppss_queue.cli import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        return set(done.stderr.split())
+
+    assert not modules("--version") & {"click", "redis", "json", "asyncio", "ppss_queue.cli.frame"}
+    heavy = {
+        "redis",
+        "rq",
+        "rich",
+        "asyncio",
+        "ppss_worker",
+        "ppss_queue.queue",
+        "ppss_queue.cli.work",
+        "subprocess",
+    }
+    assert not modules("--help") & heavy
+    assert not modules("run", "--help") & (heavy - {"ppss_queue.cli.work"})
+    assert not modules("run", "nosuch", "-c", "true") & {"redis", "rq", "asyncio", "ppss_worker"}
