@@ -106,7 +106,7 @@ def _unreachable(cause: BaseException, where: str, reason: str) -> str:
         )
     if isinstance(cause, ssl.SSLError):
         return f"{where} does not talk TLS as expected ({reason}). If it has no TLS, write redis://."
-    if isinstance(cause, TimeoutError) or type(cause).__name__ == "TimeoutError":
+    if type(cause).__name__ == "TimeoutError":  # Python's or redis-py's
         tls = ", whether it talks TLS (else redis://)" if where.startswith("rediss:") else ""
         return f"{where} did not answer in time. Check host and port{tls}, and any firewall on the way."
     return f"{where} can't be used ({reason}). Check that Redis runs there, and whether it wants TLS (rediss://)."

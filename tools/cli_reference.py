@@ -29,7 +29,9 @@ def page() -> str:
     for name in VERBS:
         command = cli.get_command(group, name)
         assert command is not None
-        context = click.Context(command, info_name=name, parent=group, terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command, info_name=name, parent=group, terminal_width=100, max_content_width=100
+        )
         parts.append(f"## ppss {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -32,11 +32,12 @@ local function reap(run, limit, max_lost)
     local job = split_member(member)
     redis.call('ZREM', wip, member)
     local started = drop_execution(member)
-    if redis.call('EXISTS', job_key(job)) == 1 then
+    if is_alive(job) then
       local lost = started and redis.call('HINCRBY', job_key(job), 'lost', 1) or 0
       if started then redis.call('HINCRBY', run_key(run), 'lost', 1) end
       if lost > max_lost then
         fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
+        check_halt(run)
       else
         expired[#expired + 1] = job
       end
@@ -55,13 +56,22 @@ end
 
 -- No more than a fair share of what is ready, so that the tail is not hoarded; but fill the idle slots.
 local function fair_share(run, limit)
-  local workers = math.max(redis.call('SCARD', R .. 'workers:' .. run), 1)
+  local key = R .. 'workers:' .. run
+  local known = redis.call('SISMEMBER', key, R .. 'worker:' .. worker)
+  local workers = redis.call('SCARD', key) + 1 - known
   local share = math.ceil(redis.call('LLEN', queue_key(run)) / (2 * workers))
   return math.min(limit, math.max(share, idle))
 end
 
 local function take(run, limit, max_lost)
   local jobs = reap(run, limit, max_lost)
+  if redis.call('HGET', run_key(run), 'state') ~= 'open' then -- halted by those that were lost too often
+    for index = #jobs, 1, -1 do
+      redis.call('HSET', job_key(jobs[index]), 'status', 'queued')
+      redis.call('LPUSH', queue_key(run), jobs[index])
+    end
+    return {}
+  end
   if #jobs < limit then take_due(run, limit - #jobs, jobs) end
   for _, job in ipairs(jobs) do redis.call('HSET', job_key(job), 'status', 'queued') end
   limit = fair_share(run, limit)
@@ -92,8 +102,10 @@ local function lease(run, jobs, visibility)
   return batch, #leases / 2
 end
 
-local reply, wake, open = { '', 0, '' }, nil, 0
-for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
+local reply, wake, open, empty = { '', 0, '' }, nil, 0, {}
+local passes = redis.call('ZRANGE', P .. 'open', 0, -1, 'WITHSCORES')
+for index = 1, #passes, 2 do
+  local run, pass = passes[index], passes[index + 1]
   if not next(allowed) or allowed[run] then
     local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
     local can_run = values[5] ~= '1' or ARGV[7] == '1'
@@ -106,10 +118,14 @@ for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
         local batch, taken = lease(run, jobs, values[2])
         if taken > 0 then
           redis.call('SADD', R .. 'workers:' .. run, R .. 'worker:' .. worker)
-          redis.call('ZINCRBY', P .. 'open', taken / tonumber(values[3]), run)
+          redis.call('ZADD', P .. 'open', 'XX', 'INCR', taken / tonumber(values[3]), run)
+          -- A run that had nothing to hand out saves up no claims, or it would shut out the others later.
+          for _, other in ipairs(empty) do redis.call('ZADD', P .. 'open', 'XX', 'GT', pass, other) end
           want, idle = want - taken, math.max(idle - taken, 0)
           reply[#reply + 1] = batch
         end
+      else
+        empty[#empty + 1] = run
       end
       settle(run)
       for name, offset in pairs({ wip = CENTURY, scheduled = 0 }) do

@@ -5,8 +5,7 @@
 --       output (RQ's form) or ''
 go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
-local values = redis.call('HMGET', run_key(run), 'retries', 'halt', 'state')
-local retries, halt = tonumber(values[1]), values[2]
+local retries = tonumber(redis.call('HGET', run_key(run), 'retries'))
 local lost, seconds, failed = {}, 0, 0
 for index = 3, #ARGV, 5 do
   local member, delay = ARGV[index], ARGV[index + 3]
@@ -26,31 +25,11 @@ for index = 3, #ARGV, 5 do
     if last[1] ~= token or (last[2] ~= 'failed' and last[2] ~= 'scheduled') then lost[#lost + 1] = member end
   end
 end
-redis.call('HINCRBYFLOAT', run_key(run), 'work_seconds', seconds)
+if seconds > 0 then redis.call('HINCRBYFLOAT', run_key(run), 'work_seconds', seconds) end
 if failed > 0 and redis.call('EXISTS', R .. 'worker:' .. worker) == 1 then
   redis.call('HINCRBY', R .. 'worker:' .. worker, 'failed_job_count', failed)
 end
 worker_idle(worker)
 settle(run)
-
--- A percentage counts once three items failed, as in GNU parallel: one early failure is no trend.
-local function halts()
-  local when, count, percent = string.match(halt, '^(%a+):(%d+):([%d.]+)$')
-  if not when then return nil end
-  local all_failed = redis.call('ZCARD', registry('failed', run))
-  local ended = all_failed + redis.call('ZCARD', registry('finished', run))
-  local reached = tonumber(count) > 0 and all_failed >= tonumber(count)
-    or tonumber(count) == 0 and all_failed >= 3 and all_failed * 100 >= tonumber(percent) * ended
-  return reached and string.format('halted %s: %d item%s failed', when, all_failed, all_failed == 1 and '' or 's') or nil
-end
-
-if failed > 0 and redis.call('HGET', run_key(run), 'state') == 'open' then
-  local reason = halts()
-  if reason then
-    redis.call('HSET', run_key(run), 'state', 'paused', 'reason', reason)
-    redis.call('ZREM', P .. 'open', run)
-    redis.call('INCR', P .. 'control')
-    event(run, '0', 'paused')
-  end
-end
+if failed > 0 then check_halt(run) end
 return lost

@@ -58,11 +58,24 @@ local function drop_execution(member)
   return true
 end
 
--- Ends a lease if `member` (<job>:<token>) still is one and the item was not deleted meanwhile.
+-- Whether the item of a lease is still there to be run: RQ deletes and cancels items but leaves our leases.
+local function is_alive(job)
+  local status = redis.call('HGET', job_key(job), 'status')
+  return status == 'queued' or status == 'started'
+end
+
+-- Ends a lease; whether `member` (<job>:<token>) was one, of an item that is still alive.
 local function end_lease(run, member)
-  if redis.call('ZREM', registry('wip', run), member) == 0 then return false end
+  local held = redis.call('ZREM', registry('wip', run), member) == 1
   drop_execution(member)
-  return redis.call('EXISTS', job_key((split_member(member)))) == 1
+  return held and is_alive((split_member(member)))
+end
+
+-- Whether `member` is a lease, of an item that is still alive; if not, nothing of it is left.
+local function is_held(run, member)
+  if redis.call('ZSCORE', registry('wip', run), member) and is_alive((split_member(member))) then return true end
+  end_lease(run, member)
+  return false
 end
 
 local function lowest_pass()
@@ -108,6 +121,24 @@ local function fail_item(run, job, outcome, text)
     redis.call('XADD', R .. 'results:' .. job, 'MAXLEN', 1, '*', 'type', 2, 'exc_string', text)
   end
   event(run, job, 'failed', redis.call('HGET', job_key(job), 'attempts') or 0)
+end
+
+-- Pauses a run whose halt rule is met. A percentage counts once three items failed, as in GNU parallel: one early
+-- failure is no trend.
+local function check_halt(run)
+  local values = redis.call('HMGET', run_key(run), 'halt', 'state')
+  local when, count, percent = string.match(values[1] or '', '^(%a+):(%d+):([%d.]+)$')
+  if not when or values[2] ~= 'open' then return end
+  local failed = redis.call('ZCARD', registry('failed', run))
+  local ended = failed + redis.call('ZCARD', registry('finished', run))
+  local reached = tonumber(count) > 0 and failed >= tonumber(count)
+    or tonumber(count) == 0 and failed >= 3 and failed * 100 >= tonumber(percent) * ended
+  if not reached then return end
+  local reason = string.format('halted %s: %d item%s failed', when, failed, failed == 1 and '' or 's')
+  redis.call('HSET', run_key(run), 'state', 'paused', 'reason', reason)
+  redis.call('ZREM', P .. 'open', run)
+  redis.call('INCR', P .. 'control')
+  event(run, '0', 'paused')
 end
 
 local function cancel_item(run, job)

@@ -29,6 +29,8 @@ end
 local last = math.min(purged + chunk, total)
 for seq = purged + 1, last do
   local job = string.format('%s-%07d', run, seq)
+  local token = redis.call('HGET', job_key(job), 'token')
+  if token then drop_execution(job .. ':' .. token) end
   redis.call('UNLINK', job_key(job), R .. 'results:' .. job, R .. 'executions:' .. job)
 end
 redis.call('HSET', run_key(run), 'purged', last)

@@ -7,10 +7,7 @@ local values = redis.call('HMGET', run_key(run), 'state', 'reason', 'visibility'
 local reply = { values[1] or 'unknown', values[2] or '' }
 for index = 2, #ARGV do
   local member = ARGV[index]
-  if not redis.call('ZSCORE', registry('wip', run), member) then
-    reply[#reply + 1] = member
-  elseif redis.call('EXISTS', job_key((split_member(member)))) == 0 then
-    end_lease(run, member)
+  if not is_held(run, member) then
     settle(run)
     reply[#reply + 1] = member
   else

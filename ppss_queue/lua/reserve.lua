@@ -5,7 +5,7 @@ go_on_when_full()
 local run, member = ARGV[1], ARGV[2]
 local job = split_member(member)
 local key = P .. 'outputs:' .. run
-if not redis.call('ZSCORE', registry('wip', run), member) then return 'lost' end
+if not is_held(run, member) then return 'lost' end
 local taken = {}
 for index = 3, #ARGV do
   local owner = redis.call('HGET', key, ARGV[index])

@@ -8,10 +8,7 @@ local lost, now = {}, iso(NOW)
 for index = 3, #ARGV, 2 do
   local member = ARGV[index]
   local job, token = split_member(member)
-  if not redis.call('ZSCORE', registry('wip', run), member) then
-    lost[#lost + 1] = member
-  elseif redis.call('EXISTS', job_key(job)) == 0 then
-    end_lease(run, member)
+  if not is_held(run, member) then
     lost[#lost + 1] = member
   elseif redis.call('EXISTS', R .. 'execution:' .. member) == 0 then
     redis.call('HINCRBY', job_key(job), 'attempts', 1)
@@ -19,8 +16,13 @@ for index = 3, #ARGV, 2 do
     redis.call('ZADD', R .. 'executions:' .. job, NOW + CENTURY, token)
     redis.call('HSET', R .. 'execution:' .. member, 'id', token, 'job_id', job, 'created_at', NOW,
       'last_heartbeat', NOW, 'worker_name', worker, 'slot', ARGV[index + 1])
-    redis.call('SADD', R .. 'worker:' .. worker .. ':executions', member)
-    redis.call('HSET', R .. 'worker:' .. worker, 'state', 'busy', 'current_job', job)
+    local executions = R .. 'worker:' .. worker .. ':executions'
+    redis.call('SADD', executions, member)
+    if redis.call('TTL', executions) == -1 then redis.call('EXPIRE', executions, 60) end
+    -- Not if the worker was silent for so long that it is forgotten: nobody would remove it again.
+    if redis.call('EXISTS', R .. 'worker:' .. worker) == 1 then
+      redis.call('HSET', R .. 'worker:' .. worker, 'state', 'busy', 'current_job', job)
+    end
   end
 end
 return lost

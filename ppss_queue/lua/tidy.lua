@@ -3,9 +3,7 @@
 -- Returns the runs to purge now.
 -- ARGV: none
 go_on_when_full()
-for _, run in ipairs(redis.call('ZRANGE', P .. 'open', 0, -1)) do
-  if redis.call('EXISTS', run_key(run)) == 0 then redis.call('ZREM', P .. 'open', run) else settle(run) end
-end
+for _, run in ipairs(redis.call('ZRANGE', P .. 'runs', 0, -1)) do settle(run) end
 for _, run in ipairs(redis.call('ZRANGE', P .. 'ended', 0, -1)) do
   if redis.call('HGET', run_key(run), 'state') == 'done' and redis.call('LLEN', queue_key(run)) > 0 then
     open_run(run)

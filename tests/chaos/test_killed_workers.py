@@ -69,7 +69,9 @@ def _commands_alive(run: Run) -> list[str]:
     alive = []
     for entry in os.scandir("/proc"):
         try:
-            if entry.name.isdigit() and wanted in Path(f"/proc/{entry.name}/environ").read_bytes().split(b"\0"):
+            if entry.name.isdigit() and wanted in Path(f"/proc/{entry.name}/environ").read_bytes().split(
+                b"\0"
+            ):
                 alive.append(entry.name)
         except OSError:
             continue

@@ -27,7 +27,9 @@ class Shell:
         self.environment = environment
         self.directory = directory
 
-    def __call__(self, *arguments: str | bytes, stdin: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, *arguments: str | bytes, stdin: bytes = b"", code: int = 0
+    ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [*PPSS, *arguments],
             input=stdin,
@@ -74,7 +76,9 @@ def _interrupt_after_first_item(ppss: Shell, command: str, *options: str) -> byt
     return said
 
 
-WAITS_FROM_THE_SECOND_ON = 'test "$PPSS_SEQ" = 1 || test -e go || { touch started; sleep 60; }; echo "$ITEM" >> done'
+WAITS_FROM_THE_SECOND_ON = (
+    'test "$PPSS_SEQ" = 1 || test -e go || { touch started; sleep 60; }; echo "$ITEM" >> done'
+)
 
 
 def test_fault_1_a_run_that_was_stopped_goes_on_with_what_is_left(ppss: Shell) -> None:
@@ -92,7 +96,9 @@ def test_fault_2_names_that_look_alike_are_items_of_their_own(ppss: Shell) -> No
     for name in names:
         (ppss.directory / "in" / name).write_text(name)
     ppss("run", "in", "-o", "out", "--logs", "logs", "-c", 'cp "$ITEM" "$OUTPUT_DIR/"; echo "$ITEM"')
-    assert {path.name: path.read_text() for path in (ppss.directory / "out").iterdir()} == {n: n for n in names}
+    assert {path.name: path.read_text() for path in (ppss.directory / "out").iterdir()} == {
+        n: n for n in names
+    }
     assert len(list((ppss.directory / "logs").glob("*/*.log"))) == len(names)
 
 
@@ -136,7 +142,9 @@ def test_fault_6_pause_deletes_nothing(ppss: Shell) -> None:
     assert ppss("log", run, "1").stdout == b"about 1\n"
 
 
-@pytest.mark.parametrize("name", ["$(touch pwned)", "`touch pwned`", "; touch pwned;", "a'$(touch pwned)'b", '"; touch pwned; "'])
+@pytest.mark.parametrize(
+    "name", ["$(touch pwned)", "`touch pwned`", "; touch pwned;", "a'$(touch pwned)'b", '"; touch pwned; "']
+)
 @pytest.mark.parametrize(
     "command", ['cat "$ITEM"', "cat {}", 'cat "{}"', 'x=$(cat {}); printf %s "$x"', "cat"], ids=range(5)
 )
@@ -149,7 +157,17 @@ def test_fault_7_no_name_is_executed(ppss: Shell, name: str, command: str) -> No
 
 
 def test_fault_8_names_arrive_byte_for_byte(ppss: Shell) -> None:
-    names = [b" lead", b"trail ", b"new\nline", b"back\\slash", b"\xff\xfe", b"-dash", b"tab\t", b"'\"", b"last"]
+    names = [
+        b" lead",
+        b"trail ",
+        b"new\nline",
+        b"back\\slash",
+        b"\xff\xfe",
+        b"-dash",
+        b"tab\t",
+        b"'\"",
+        b"last",
+    ]
     done = ppss("run", "-0", "-k", "-c", "printf '%s\\0' {}", stdin=b"\0".join(names))
     assert done.stdout == b"".join(name + b"\0" for name in names)
     directory = os.fsencode(ppss.directory / "in")
@@ -187,7 +205,11 @@ def test_fault_12_256_failures_are_not_0(ppss: Shell) -> None:
 
 
 def test_fault_14_a_dead_worker_shows_nothing_as_running(ppss: Shell) -> None:
-    run = ppss("enqueue", "--visibility", "1s", "-c", "touch started; sleep 60", stdin=b"1\n").stdout.decode().strip()
+    run = (
+        ppss("enqueue", "--visibility", "1s", "-c", "touch started; sleep 60", stdin=b"1\n")
+        .stdout.decode()
+        .strip()
+    )
     worker = ppss.start("worker", "-p", "1", "-q")
     wait_until((ppss.directory / "started").exists, "the item has started")
     wait_until(lambda: ppss.status(run)["running"] == 1, "it is shown as running")
@@ -197,7 +219,9 @@ def test_fault_14_a_dead_worker_shows_nothing_as_running(ppss: Shell) -> None:
 
 
 def test_fault_15_workers_on_hosts_of_equal_names_are_told_apart(ppss: Shell) -> None:
-    run = ppss("enqueue", "-c", 'touch "started $PPSS_SEQ"; sleep 60', stdin=b"1\n2\n").stdout.decode().strip()
+    run = (
+        ppss("enqueue", "-c", 'touch "started $PPSS_SEQ"; sleep 60', stdin=b"1\n2\n").stdout.decode().strip()
+    )
     workers = [ppss.start("worker", "-p", "1", "-q", "--node-name", "same") for _ in range(2)]
     try:
         wait_until(lambda: ppss.status(run)["running"] == 2, "both workers run an item")

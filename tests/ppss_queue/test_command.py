@@ -22,7 +22,9 @@ from ppss_queue.errors import BadInput, CommandNotFound
 
 
 def values(item: str = "dir/a b.tar.gz", output_dir: str = "/out") -> ItemValues:
-    return ItemValues(item=item, name=item, seq=7, slot=2, output_dir=output_dir, output_file=output_file_of(item))
+    return ItemValues(
+        item=item, name=item, seq=7, slot=2, output_dir=output_dir, output_file=output_file_of(item)
+    )
 
 
 def argv(command: str | list[str], item: str = "dir/a b.tar.gz", **options: str) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def _text(connection: Connection, *command: Argument) -> bytes:
 def _message(error: pytest.ExceptionInfo[PpssError] | PpssError | None) -> str:
     """The text of an error, which is one line."""
     text = str(error.value if isinstance(error, pytest.ExceptionInfo) else error)
-    assert "\n" not in text and "Traceback" not in text
+    assert "\n" not in text and "Traceback" not in text and "[Errno" not in text
     return text
 
 
@@ -233,7 +233,14 @@ def test_another_address_is_refused_with_what_to_write(text: str, says: str) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["redis://me:s3cr3t@db1:x", "redis://me:s3/cr3t@db1", "ssh://me:s3cr3t@h", "redis://s3cr3t@"]
+    "text",
+    [
+        "redis://me:s3cr3t@db1:x",
+        "redis://me:s3/cr3t@db1",
+        "redis://me:s3@cr3t@db1:x",
+        "ssh://me:s3cr3t@h",
+        "redis://s3cr3t@",
+    ],
 )
 def test_no_message_about_an_address_shows_a_password(text: str) -> None:
     with pytest.raises(BadInput) as error:
@@ -349,6 +356,23 @@ def test_receiving_more_than_was_sent_fails_instead_of_waiting(connection: Conne
     connection.send([("PING",)])
     with pytest.raises(ConnectFailed, match="lost before its replies came"):
         connection.receive(2)
+
+
+def test_a_closed_connection_owes_nothing(connection: Connection) -> None:
+    connection.send([("ECHO", "stale")])
+    assert connection.execute("PING") == b"PONG"
+    connection.reopen()
+    assert connection.pending == 0
+    connection.send([("ECHO", "new")])
+    assert connection.receive(1) == [b"new"]
+
+
+def test_at_most_1000_commands_stay_unanswered(connection: Connection) -> None:
+    """Replies that nobody reads are memory of the server, at the cost of its maxmemory."""
+    connection.send([("PING",)] * 5000)
+    assert connection.pending == 5000
+    assert connection._in_flight <= 1000
+    assert connection.receive(5000) == [b"PONG"] * 5000
 
 
 def test_100000_commands_with_long_replies_go_through(connection: Connection, key: str) -> None:
@@ -486,6 +510,8 @@ def test_readable_tells_that_the_server_is_gone(start: Start) -> None:
     with pytest.raises(ConnectFailed) as error:
         connection.readable()
     assert "was lost (Connection closed by server)" in _message(error)
+    with pytest.raises(ConnectFailed):
+        connection.fileno()
 
 
 def test_the_time_limit_of_the_login_does_not_cut_later_waits(
@@ -712,6 +738,7 @@ def test_a_sentinel_address_leads_to_the_master_and_asks_again_when_reopened(
             sentinel.execute("SENTINEL", "MONITOR", "main", "127.0.0.1", second.port, 1)
         connection.reopen()
         assert port_of_master(connection) == second.port
+        assert b" db=2 " in _text(connection, "CLIENT", "INFO")
     with pytest.raises(ConnectFailed) as error:
         Connection.open(Address.parse(f"redis+sentinel://127.0.0.1:{port}/other"))
     assert f"redis://127.0.0.1:{port} knows no service 'other'" in _message(error)
@@ -835,6 +862,10 @@ def test_what_an_acl_forbids_is_named_and_config_is_not_needed(start: Start) -> 
         assert check_server(connection) == []
         with pytest.raises(ServiceFailed, match="grant it in the ACL"):
             ChangeListener(connection, ["a:"]).on()
+    with server.connect() as admin:
+        admin.execute("ACL", "SETUSER", "me", "-info")
+    with Connection.open(address) as connection, pytest.raises(ServiceFailed, match="grant it in the ACL"):
+        check_server(connection)
 
 
 # The check of the server
@@ -972,6 +1003,16 @@ def test_a_listener_whose_server_is_gone_fails_until_reopened(start: Start) -> N
         connection.execute("SET", "a:1", 1)
     _wait_for_changes(listener, {b"a:1"})
     listener.close()
+
+
+def test_a_reopened_listener_can_be_switched_on_again(
+    listener: ChangeListener, connection: Connection, key: str
+) -> None:
+    listener.on()
+    listener.reopen()
+    listener.on()
+    connection.execute("SET", f"{key}/a:1", 1)
+    _wait_for_changes(listener, {f"{key}/a:1".encode()})
 
 
 def test_overlapping_prefixes_fail_and_leave_the_listener_reopenable(server: Server, key: str) -> None:

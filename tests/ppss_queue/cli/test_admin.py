@@ -56,10 +56,10 @@ def complete(ppss: Ppss, *words: str) -> set[str]:
     (program / "ppss").chmod(0o755)
     script = f"""
         PATH="{program}:$PATH"
-        source <(ppss completion bash)
+        source <(cd / && ppss completion bash)
+        compopt() {{ :; }}  # works only while bash completes
         COMP_WORDS=({" ".join(f"'{word}'" for word in words)}) COMP_CWORD={len(words) - 1}
-        function=$(complete -p ppss | sed 's/.*-F \\([^ ]*\\).*/\\1/')
-        "$function" ppss
+        $(complete -p ppss | sed 's/.*-F \\([^ ]*\\).*/\\1/') ppss
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(
@@ -70,20 +70,16 @@ def complete(ppss: Ppss, *words: str) -> set[str]:
         text=True,
         check=False,
     )
-    assert done.stderr.replace(
-        "bash: line 1: compopt: not currently executing completion function\n", ""
-    ) == "" or ("compopt" in done.stderr), done.stderr
+    assert done.stderr == ""
     return set(done.stdout.split())
 
 
 def test_bash_completes_verbs_options_and_values(ppss: Ppss) -> None:
-    (ppss.directory / "ppss.toml").write_text("wrong =")
-    (ppss.directory / "ppss.toml").unlink()
     assert complete(ppss, "ppss", "st") == {"status"}
     assert {"run", "items", "completion"} <= complete(ppss, "ppss", "")
     assert {"--retries", "--retry-on", "--retry-delay"} <= complete(ppss, "ppss", "run", "--re")
     assert complete(ppss, "ppss", "server", "sta") == {"start", "status"}
-    assert complete(ppss, "ppss", "frobnicate", "") == set() or True
+    complete(ppss, "ppss", "frobnicate", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
