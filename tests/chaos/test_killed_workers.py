@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -37,8 +38,19 @@ class Execution:
 
 def _worker(number: int, address: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from ppss_queue.cli import main; main()", "worker", "-q", "-p", "4"]
-        + ["--node-name", f"w{number}", "--url", address],
+        [
+            sys.executable,
+            "-c",
+            "from ppss_queue.cli import main; main()",
+            "worker",
+            "-q",
+            "-p",
+            "4",
+            "--node-name",
+            f"w{number}",
+            "--url",
+            address,
+        ],
         env=environment,
         stderr=subprocess.DEVNULL,
     )
@@ -129,7 +141,7 @@ def test_killing_workers_loses_and_doubles_nothing(
     assert {path.name: path.read_text() for path in output.iterdir()} == expected
 
     for seq, executions in _executions(log).items():
-        for before, after in zip(executions, executions[1:], strict=False):
+        for before, after in itertools.pairwise(executions):
             over = before.end if before.end is not None else kills[before.node]
             assert after.start >= over, f"item {seq} ran twice at once: {before} {after}"
             assert before.node in kills, f"item {seq} ran again although its worker lived: {before} {after}"
