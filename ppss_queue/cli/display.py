@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -113,10 +112,14 @@ class Display:
             _write(_to_first_line(self._drawn_lines) + "\x1b[J")
             self._drawn_lines = 0
 
-    def say(self, sentence: str) -> None:
-        """A line that stays."""
+    def close(self) -> None:
+        """Leaves the cursor at the beginning of an empty line."""
         self.clear()
         self._end_line()
+
+    def say(self, sentence: str) -> None:
+        """A line that stays."""
+        self.close()
         say(sentence)
 
     def _show(self, picture: Callable[[int], list[str]], plain: str) -> None:
@@ -129,7 +132,7 @@ class Display:
             return
         self._due = now + FRAME_SECONDS * 0.8
         self._end_line()
-        lines = picture(shutil.get_terminal_size().columns - _SPARE_COLUMNS)
+        lines = picture(_columns() - _SPARE_COLUMNS)
         _write(_to_first_line(self._drawn_lines) + "\x1b[K\n".join(lines) + "\x1b[J")
         self._drawn_lines = len(lines)
 
@@ -153,6 +156,13 @@ def _dim(text: str, *, colour: bool) -> str:
 
 def _to_first_line(lines: int) -> str:
     return "\r" + "\x1b[A" * (lines - 1)
+
+
+def _columns() -> int:
+    """Of the terminal that stderr is, also where stdout goes elsewhere, or an old COLUMNS is exported."""
+    with suppress(OSError):
+        return os.get_terminal_size(2).columns
+    return 80
 
 
 def _is_terminal(descriptor: int) -> bool:

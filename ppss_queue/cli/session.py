@@ -89,7 +89,7 @@ class Session:
         except (PpssError, OSError) as error:
             failure = error
         finally:
-            self._display.clear()
+            self._display.close()
             self._logs.close()
         failure = self._unprintable or failure
         return self._conclude(time.monotonic() - started) if failure is None else self._give_up(failure)
@@ -213,10 +213,10 @@ def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
             display.show(Progress.of(run.status(), Durations(), 0))
             time.sleep(_COUNT_SECONDS)
     except KeyboardInterrupt:
-        display.clear()
+        display.close()
         say(f"run {run.id} goes on. See it again: {typed(f'attach {run.id}')}")
         return ExitCode.INTERRUPTED
-    display.clear()
+    display.close()
     counts = run.status()
     summary.print_lines(summary.summarize(run, counts, summary.wall_seconds(counts)))
     return summary.exit_code(counts)

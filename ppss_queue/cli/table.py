@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table for stdout; an empty `header` has no line."""
     lines = [*([header] if header else []), *rows]
     widths = [max(width_of(cell) for cell in column) for column in zip(*lines, strict=True)]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    limit = os.get_terminal_size(1).columns if sys.stdout.isatty() else 0
     texts = (
         "  ".join(
             cell + " " * (width - width_of(cell)) for cell, width in zip(line, widths, strict=True)

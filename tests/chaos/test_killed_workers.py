@@ -114,14 +114,16 @@ def test_killing_workers_loses_and_doubles_nothing(
         workers = {number: _worker(number, address, environment) for number in range(3)}
         try:
             number, end = 3, time.monotonic() + seconds
-            while time.monotonic() < end:
+            while (time.monotonic() < end or not kills) and not run.is_over():
                 time.sleep(chance.uniform(0.2, 1.5))  # the rhythm of the killing, not a wait
-                victim = chance.choice(_busy(log, workers) or sorted(workers))
-                workers[victim].kill()
-                kills[f"w{victim}"] = time.time()
-                workers.pop(victim).wait()
-                workers[number] = _worker(number, address, environment)
-                number += 1
+                busy = _busy(log, workers)
+                if busy:
+                    victim = chance.choice(busy)
+                    workers[victim].kill()
+                    kills[f"w{victim}"] = time.time()
+                    workers.pop(victim).wait()
+                    workers[number] = _worker(number, address, environment)
+                    number += 1
             run.wait(timeout_seconds=120)
         finally:
             for worker in workers.values():

@@ -402,7 +402,7 @@ class Worker:
             self._reconnect_delay = min(self._reconnect_delay * 2, RECONNECT_SECONDS[1])
         self._lost = error
         self._reconnect_at = now + self._reconnect_delay
-        self._select(selector)  # at once: their numbers may go to other files
+        self._select(selector)  # a dead one would be readable all the time
 
     def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
         if now < self._reconnect_at:
