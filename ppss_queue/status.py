@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ppss_queue.connection import Reply
@@ -10,6 +11,7 @@ from ppss_queue.model import Item, ItemView, Outcome, State, job_id, seq_of_job
 from ppss_queue.store import CHUNK, Store, integer, outcome_of, read_kept_output, read_members, text
 
 _FIELDS = ("status", "description", "item", "root", "attempts", "lost", "outcome")
+_NUMBER = re.compile("#([0-9]{1,15})")
 _STATES = {
     "queued": State.READY,
     "started": State.LEASED,
@@ -63,27 +65,16 @@ def find(store: Store, run: str, names: Sequence[str]) -> list[int]:
 
     Raises UnknownItem, UnknownRun.
     """
-    seqs: list[int] = []
-    wanted: set[str] = set()
-    for name in names:
-        if name.startswith("#") and name[1:].isdigit():
-            seqs.append(int(name[1:]))
-        else:
-            wanted.add(name)
-    if seqs:
-        known = {found.seq for found in view(store, run, seqs)}
-        for seq in seqs:
-            if seq not in known:
-                raise UnknownItem(f"Run {run} has no item #{seq}. See which there are: ppss items {run}")
-    found_names: set[str] = set()
-    if wanted:
-        for found in items(store, run):
-            if found.name in wanted:
-                seqs.append(found.seq)
-                found_names.add(found.name)
-    for name in wanted - found_names:
-        raise UnknownItem(f"Run {run} has no item '{name}'. See which there are: ppss items {run}")
-    return seqs
+    numbers = [int(number[1]) for number in map(_NUMBER.fullmatch, names) if number]
+    texts = {name for name in names if not _NUMBER.fullmatch(name)}
+    there = {found.seq for found in view(store, run, numbers)}
+    named = [(found.seq, found.name) for found in items(store, run) if found.name in texts] if texts else []
+    missing = [f"#{number}" for number in numbers if number not in there]
+    missing += [f"'{name}'" for name in sorted(texts.difference(found for _, found in named))]
+    if missing:
+        store.spec(run)  # UnknownRun, if that is why
+        raise UnknownItem(f"Run {run} has no item {missing[0]}. See which there are: ppss items {run}")
+    return numbers + [seq for seq, _ in named]
 
 
 def output(store: Store, run: str, seq: int) -> str:

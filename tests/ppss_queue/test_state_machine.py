@@ -122,8 +122,6 @@ class Model:
     outputs: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
     """Executions that RQ's Job.cancel left behind, until the worker comes back to them or the run is purged."""
-    failed_by_loss: bool = False
-    """Whether the last claim found an item whose workers had died too often."""
     unsettled: bool = False
     """A dashboard took items away: whether the run is done is seen at the next look."""
 
@@ -178,9 +176,13 @@ class Model:
 
     def take(self, want: int, idle: int, worker: str) -> list[str]:
         """Jobs of the next claim: expired leases, due retries, then the queue."""
-        failed = len(self.ended["failed"])
         expired = sorted((a.expired, a.member, a) for a in self.leased.values() if a.expired is not None)
         jobs = [attempt.lease.job for _, _, attempt in expired[:want] if self._lost_but_not_failed(attempt)]
+        if self.state is RunState.PAUSED:  # halted by those that failed
+            self.ready[:0] = jobs
+            for job in jobs:
+                self.items[job].status = "queued"
+            return []
         due = sorted((at, job) for job, at in self.delayed.items() if at is not None)
         jobs += [job for _, job in due[: want - len(jobs)]]
         self.delayed = {job: at for job, at in self.delayed.items() if job not in jobs}
@@ -191,7 +193,6 @@ class Model:
         for job in jobs:
             self.items[job].status = "queued"
             self.workers.add(worker)
-        self.failed_by_loss = len(self.ended["failed"]) > failed
         return jobs
 
     def _lost_but_not_failed(self, attempt: Attempt) -> bool:
@@ -201,6 +202,7 @@ class Model:
         self.items[job].lost += attempt.started
         if self.items[job].lost > self.spec.max_lost:
             self.ends(job, "failed")
+            self.halt_if_failed_too_much()
             return False
         return True
 
@@ -448,7 +450,6 @@ class LeaseMachine(RuleBasedStateMachine):
         allowed = [self.runs[run] for run in passes if not only or run in only]
         expected: list[tuple[str, str]] = []
         for model in allowed:
-            model.failed_by_loss = False
             left = want - len(expected)
             taken = model.take(left, max(idle - len(expected), 0), worker) if left else []
             expected += [(model.run, job) for job in taken]
@@ -463,9 +464,6 @@ class LeaseMachine(RuleBasedStateMachine):
             self.runs[attempt.lease.run].leased[attempt.member] = attempt
         self.attempts += attempts
         for model in allowed:
-            if model.failed_by_loss:
-                model.settle()
-                model.halt_if_failed_too_much()
             if model.state is RunState.OPEN and any(run == model.run for run, _ in expected):
                 assert self.redis.zscore("ppss:open", model.run) == pytest.approx(passes[model.run])
         return attempts

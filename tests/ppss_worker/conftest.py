@@ -39,6 +39,12 @@ class WorkerProcess:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def sleeps(self) -> int:
+        """How often its main thread has gone to sleep."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("voluntary_ctxt_switches:")))
+
     def signal(self, number: int) -> None:
         assert self._process.poll() is None, self.log
         self._process.send_signal(number)
@@ -171,6 +177,13 @@ class Site:
     def item(run: Run, name: str) -> ItemView:
         (found,) = (view for view in run.items() if view.name == name)
         return found
+
+    def connections(self) -> dict[str, dict[str, str]]:
+        """What Redis tells of each connection, by its name; of several with one name, of the last."""
+        clients = self.queue.connection.execute("CLIENT", "LIST")
+        assert isinstance(clients, bytes)
+        fields = (dict(pair.split("=", 1) for pair in line.split()) for line in clients.decode().splitlines())
+        return {field["name"]: field for field in fields}
 
     def deadline(self, run: Run) -> float:
         """Until when the one lease of a run lasts, in seconds since some moment."""

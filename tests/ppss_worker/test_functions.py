@@ -190,10 +190,10 @@ def test_files_that_a_function_writes_appear_only_if_it_succeeded(site: Site) ->
 
 def test_processes_of_functions_do_not_pile_up_with_the_runs(site: Site) -> None:
     worker = site.worker("-p", "1")
-    for _ in range(4):
-        run = site.enqueue(["a"], "python:functions:do")
+    for number in range(4):
+        run = site.enqueue(["a"], "python:functions:environment", environment={"CARRIED": str(number)})
         run.wait(8)
-        assert site.states(run) == {"succeeded": 1}
+        assert site.item(run, "a").result == ["a", "a", "1", "1", str(number)]
     wait_until(lambda: len(_hosts(worker.pid)) <= 1, "processes of earlier runs end")
 
 

@@ -125,10 +125,13 @@ def test_a_failed_command_leaves_nothing_in_the_output_directory(site: Site) -> 
 
 def test_only_the_attempt_that_succeeded_is_seen(site: Site) -> None:
     output = site.directory / "out"
-    command = 'echo "$PPSS_ATTEMPT" > "$OUTPUT_DIR/$PPSS_ATTEMPT"; [ "$PPSS_ATTEMPT" = 3 ]'
+    command = (
+        'echo "$PPSS_ATTEMPT" > "$OUTPUT_DIR/$PPSS_ATTEMPT"; [ "$PPSS_ATTEMPT" = 3 ] && '
+        'ls "${OUTPUT_DIR%/*}" | wc -l > "$OUTPUT_DIR/scratches"'
+    )
     site.enqueue(["x"], command, output=str(output), retry=RetryRule(3, 0.01))
     site.burst()
-    assert tree(output) == {"3": "3\n"}
+    assert tree(output) == {"3": "3\n", "scratches": "1\n"}
 
 
 def test_files_from_before_the_run_are_replaced(site: Site) -> None:

@@ -100,6 +100,24 @@ def test_a_draining_worker_takes_nothing_new(site: Site) -> None:
     assert (site.states(run), site.states(later)) == ({"succeeded": 1}, {"ready": 1})
 
 
+def test_items_whose_claim_was_on_its_way_when_the_worker_was_told_to_stop_go_back(site: Site) -> None:
+    run = site.enqueue(["x", "y"], WAITS)
+    worker = site.worker("-p", "1", "--node-name", "a")
+    site.pids("x.a.pid", 1)
+    site.queue.connection.execute("CLIENT", "PAUSE", 20_000, "WRITE")
+    (site.directory / "go").touch()
+    wait_until(
+        lambda: "b" in site.connections()["ppss-worker"]["flags"], "outcome and claim wait for an answer"
+    )
+    asleep = worker.sleeps
+    worker.signal(signal.SIGTERM)
+    wait_until(lambda: worker.sleeps > asleep, "the worker has taken notice")
+    site.queue.connection.execute("CLIENT", "UNPAUSE")
+    assert worker.wait(SOON) == 0
+    assert site.states(run) == {"ready": 1, "succeeded": 1}
+    assert site.item(run, "y").attempts == 0
+
+
 def test_a_second_sigterm_hands_everything_back(site: Site) -> None:
     run, worker = site.prefetched()
     pids = site.pids("41.a.pid", 1)
