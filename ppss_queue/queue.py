@@ -394,7 +394,7 @@ def _is_over(counts: Counts | None) -> bool:
     if counts is None:
         return True
     return counts.state in (RunState.DONE, RunState.CANCELLED) or (
-        counts.state is RunState.PAUSED and bool(counts.reason) and not counts.leased
+        counts.state is RunState.PAUSED and bool(counts.reason) and counts.leased == counts.expired
     )
 
 

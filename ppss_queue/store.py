@@ -20,6 +20,9 @@ from ppss_queue.scripts import Call
 CHUNK = 1000
 """Items moved by one call of an operation on a whole run: some milliseconds of the server."""
 
+CANCEL_CHUNK = 10
+"""Single items cancelled by one call: each is searched for in the whole ready list, 15 ms at 300,000 items."""
+
 FILLING_SECONDS = 300.0
 """A run whose enqueuer was silent this long is abandoned."""
 
@@ -282,10 +285,14 @@ class Store:
 
     def cancel_items(self, run: str, seqs: Sequence[int]) -> int:
         """Returns how many were cancelled: those that ended stay as they are. Raises UnknownRun."""
-        reply = self._call("cancel_items", run, *(job_id(run, seq) for seq in seqs))
-        if not isinstance(reply, int):
-            raise _refused(run, text(reply), "nothing can be cancelled")
-        return reply
+        count = 0
+        for first in range(0, len(seqs), CANCEL_CHUNK):
+            chunk = seqs[first : first + CANCEL_CHUNK]
+            reply = self._call("cancel_items", run, *(job_id(run, seq) for seq in chunk))
+            if not isinstance(reply, int):
+                raise _refused(run, text(reply), "nothing can be cancelled")
+            count += reply
+        return count
 
     def retry(self, run: str, seqs: Sequence[int] | None = None) -> int:
         """Failed items back to ready; `seqs` None: all. Returns how many. Raises UnknownRun, BadInput."""

@@ -109,10 +109,12 @@ for index = 1, #passes, 2 do
   if not next(allowed) or allowed[run] then
     local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
     local can_run = values[5] ~= '1' or ARGV[7] == '1'
-    if can_run then open = open + 1 end
     if not tonumber(values[1]) or tonumber(values[1]) > version then
       reply[3] = run
-    elseif can_run and want > 0 then
+    elseif can_run then
+      open = open + 1
+    end
+    if can_run and reply[3] ~= run and want > 0 then
       local jobs = take(run, want, tonumber(values[4]))
       if #jobs > 0 then
         local batch, taken = lease(run, jobs, values[2])

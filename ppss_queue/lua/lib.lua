@@ -93,6 +93,7 @@ local function end_run(run, state)
   redis.call('ZREM', P .. 'open', run)
   redis.call('ZREM', P .. 'filling', run)
   redis.call('ZADD', P .. 'ended', NOW + (tonumber(redis.call('HGET', run_key(run), 'keep')) or 0), run)
+  redis.call('INCR', P .. 'wake') -- whoever waits for its last items of others can end
   event(run, '0', state)
 end
 

@@ -167,10 +167,16 @@ class Claims:
 
 
 def _watched(keys: Keys, runs: Sequence[str]) -> list[str]:
-    """Prefixes of keys that others change when there may be something to claim."""
+    """Prefixes of keys that others change when there may be something to claim.
+
+    Redis refuses a prefix that begins with another one: `k3v` stands for `k3v9` too.
+    """
+    apart = [run for run in sorted(set(runs)) if not any(run != r and run.startswith(r) for r in runs)] or [
+        ""
+    ]
     return [
         keys.wake,
         keys.suspended,
-        *(keys.queue(run) for run in runs or ("",)),
-        *(keys.registry("scheduled", run) for run in runs or ("",)),
+        *(keys.queue(run) for run in apart),
+        *(keys.registry("scheduled", run) for run in apart),
     ]

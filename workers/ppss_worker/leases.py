@@ -15,12 +15,16 @@ from contextlib import suppress
 
 from ppss_queue import scripts
 from ppss_queue.connection import Argument, ChangeListener, Connection
-from ppss_queue.errors import PpssError, ServiceFailed
+from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
 from ppss_queue.store import Calls, Renewed, read_renewed
 
 HEARTBEAT_SECONDS = 10.0
 """How often a worker shows that it is alive; a sixth of the time after which RQ's views forget it."""
+
+
+REFUSED_SECONDS = 1.0
+"""Before Redis is asked again that refused, at most."""
 
 
 class LeaseKeeper:
@@ -111,17 +115,21 @@ class LeaseKeeper:
                 if now >= heartbeat + HEARTBEAT_SECONDS:
                     self._heartbeat()
                     heartbeat = now
-            except PpssError:
+            except ConnectFailed:
                 self._recover()
+                renewed = heartbeat = 0.0
+            except PpssError:  # refused, but the connection is good: not again at once
+                select.select([self._wake_reader], [], [], min(every, REFUSED_SECONDS))
                 renewed = heartbeat = 0.0
 
     def _wait(self, seconds: float) -> bool:
         """Whether somebody touched a run's state meanwhile."""
         try:
             readable, _, _ = select.select([self._wake_reader, self._control.fileno()], [], [], seconds)
-            if self._wake_reader in readable:
+            new_run = self._wake_reader in readable  # it may have been paused since it was claimed from
+            if new_run:
                 os.read(self._wake_reader, 4096)
-            return self._control.fileno() in readable and bool(self._control.changes())
+            return (self._control.fileno() in readable and bool(self._control.changes())) or new_run
         except (PpssError, OSError, ValueError):
             self._recover()
             return True

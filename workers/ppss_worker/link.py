@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ppss_queue.connection import Connection, NoScript, Reply
-from ppss_queue.errors import PpssError
+from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.scripts import Call
 
 
@@ -84,6 +84,10 @@ class Link:
             # Calls behind this one may be answered first; none of them depends on it but through its token.
             self._unanswered.append(sent)
             self._connection.send([sent.call.command_with_source])
+        elif isinstance(reply, ServiceFailed):
+            # Read-only after a failover, disk full, BUSY: it passes, and nothing may be forgotten until then.
+            self._unanswered.appendleft(sent)
+            raise ConnectFailed(str(reply)) from None
         elif isinstance(reply, PpssError):
             sent.on_reply(None)
             raise reply

@@ -119,6 +119,8 @@ class Spawner:
         self._guardian = guardian
         self._captures = str(capture_directory)
         self._running: dict[int, Child] = {}
+        self._exits: list[Exit] = []  # kept here: what was buried before an error is told by the next call
+        self._unguarded = False
         self._found: dict[tuple[str, str, str], str] = {}
 
     def spawn(
@@ -159,18 +161,22 @@ class Spawner:
         To be called after each SIGCHLD. Children of this process that were not spawned here stay for whoever
         started them. A guardian that died is replaced; raises MachineFailed if it can't be.
         """
-        exits: list[Exit] = []
         while (pid := _zombie(os.P_ALL, 0)) is not None:
-            if not self._bury(pid, exits):  # a zombie of somebody else, which hides those behind it
+            if not self._bury(pid):  # a zombie of somebody else, which hides those behind it
                 for ours in (self._guardian.pid, *self._running):
                     if _zombie(os.P_PID, ours) is not None:
-                        self._bury(ours, exits)
+                        self._bury(ours)
                 break
+        exits, self._exits = self._exits, []
         return exits
 
-    def _bury(self, pid: int, exits: list[Exit]) -> bool:
+    def _bury(self, pid: int) -> bool:
         if pid == self._guardian.pid:
+            if self._unguarded:  # said once; those that still run must be buried all the same
+                return False
+            self._unguarded = True
             self._guardian.replace()
+            self._unguarded = False
             return True
         child = self._running.pop(pid, None)
         if child is None:
@@ -182,7 +188,7 @@ class Spawner:
         _, status, usage = os.wait4(pid, 0)
         code = os.waitstatus_to_exitcode(status)
         exit_code, by_signal = (code, None) if code >= 0 else (None, -code)
-        exits.append(Exit(pid, exit_code, by_signal, usage.ru_utime, usage.ru_stime, time.monotonic()))
+        self._exits.append(Exit(pid, exit_code, by_signal, usage.ru_utime, usage.ru_stime, time.monotonic()))
         return True
 
     def _start(

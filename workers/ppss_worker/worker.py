@@ -27,7 +27,7 @@ from types import FrameType
 
 from ppss_queue import __version__
 from ppss_queue.connection import Argument, Connection, Reply
-from ppss_queue.errors import ConnectFailed, PpssError
+from ppss_queue.errors import ConnectFailed, ExitCode, PpssError, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.scripts import Call
@@ -46,6 +46,8 @@ from ppss_worker.staging import sweep
 
 TIDY_SECONDS = 60.0
 RECONNECT_SECONDS = (0.05, 2.0)
+SETTLED_SECONDS = 5.0
+"""A connection that lasted this long was a good one: the next loss is a new one."""
 GIVE_UP_SECONDS = 10.0
 """How long a worker that was told to stop waits for a lost Redis, to tell it what it did."""
 
@@ -107,15 +109,18 @@ class Worker:
         )
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
         self._runs: dict[str, ActiveRun] = {}
+        self._paused: set[str] = set()
+        """What was claimed just before the pause is handed back when it comes."""
         self._ready: deque[Lease] = deque()
         self._free: list[int] = []
         self._stop = Stop.NO
+        self._interrupts = 0
         self._failure: Exception | None = None
         self._tidy_at = 0.0
         self._warned: set[str] = set()
         self._selected: list[int] = []
         self._lost: ConnectFailed | None = None
-        self._reconnect_at = 0.0
+        self._reconnect_at = -SETTLED_SECONDS
         self._reconnect_delay = 0.0
         self._give_up_at = 0.0
 
@@ -227,7 +232,7 @@ class Worker:
                 self._claims.hear_changes()
         except ConnectFailed as error:
             self._disconnected(selector, error)
-        except PpssError as error:
+        except (PpssError, OSError) as error:
             self._fail(error)
 
     def _finished(self) -> bool:
@@ -284,7 +289,7 @@ class Worker:
     def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
         """Keeps what was claimed, or hands it back when it can't be run here."""
         try:
-            if self._stop:
+            if self._stop or run in self._paused:
                 self._outbox.release(leases)
                 return
             if run not in self._runs:
@@ -295,7 +300,8 @@ class Worker:
             self._outbox.release(leases)
             if isinstance(error, ConnectFailed):
                 raise
-            self._fail(error)
+            if not isinstance(error, UnknownRun):  # cancelled and purged meanwhile
+                self._fail(error)
         else:
             self._keeper.hold(run, {member(lease) for lease in leases}, visibility_seconds)
             self._ready.extend(leases)
@@ -362,6 +368,7 @@ class Worker:
         for news in self._keeper.news():
             if news.lost:
                 self._lose(news.lost)
+            (self._paused.add if news.state == "paused" else self._paused.discard)(news.run)
             if news.state == "paused":
                 held = [lease for lease in self._ready if lease.run == news.run]
                 if held:
@@ -379,7 +386,10 @@ class Worker:
 
     def _catch_signals(self, stack: ExitStack) -> None:
         def handle(number: int, frame: FrameType | None) -> None:
-            """The number arrives through the wakeup descriptor."""
+            """The number arrives through the wakeup descriptor; a third Ctrl-C ends whatever hangs."""
+            self._interrupts += number == signal.SIGINT
+            if self._interrupts > 2:
+                os._exit(ExitCode.INTERRUPTED)  # the guardian kills what runs, the leases expire
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             stack.callback(signal.signal, number, signal.signal(number, handle))
@@ -394,7 +404,7 @@ class Worker:
 
     def _disconnected(self, selector: selectors.BaseSelector, error: ConnectFailed) -> None:
         now = time.monotonic()
-        if self._lost is None:
+        if self._lost is None and now > self._reconnect_at + SETTLED_SECONDS:
             self._observer.warn(f"{error} What runs goes on; trying again.")
             self._give_up_at = now + GIVE_UP_SECONDS
             self._reconnect_delay = RECONNECT_SECONDS[0]
