@@ -142,7 +142,7 @@ def test_without_an_address_this_users_server_is_started(
 
 
 def test_an_address_of_no_known_kind_is_bad_input() -> None:
-    with pytest.raises(BadInput, match="'?gopher://"):
+    with pytest.raises(BadInput, match=r"'?gopher://"):
         connect("gopher://here")
 
 
