@@ -25,10 +25,11 @@ def durable(place: ServerPlace, connection: Connection) -> Iterator[None]:
     lock = os.open(place.directory / "durable.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        connection.execute("CONFIG", "SET", "appendfsync", "always")
-        try:
-            yield
-        finally:
-            connection.execute("CONFIG", "SET", "appendfsync", "everysec")
+        with connection.clone(name="ppss-durable") as settings:  # `connection` is closed by a Ctrl-C inside
+            settings.execute("CONFIG", "SET", "appendfsync", "always")
+            try:
+                yield
+            finally:
+                settings.execute("CONFIG", "SET", "appendfsync", "everysec")
     finally:
         os.close(lock)

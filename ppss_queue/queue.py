@@ -17,7 +17,7 @@ from ppss_queue.address import Address
 from ppss_queue.connection import Connection, check_server
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError, UnknownRun
 from ppss_queue.keys import Keys
-from ppss_queue.model import Halt, ItemView, RetryRule, RunSpec, RunState, State
+from ppss_queue.model import ENDED, STATES, Halt, ItemView, RetryRule, RunSpec, RunState, State
 from ppss_queue.sources import SourceItem, Sources, texts
 from ppss_queue.store import FILLING_SECONDS, Counts, Store, encode_item, read_members, text
 from ppss_queue.units import format_count
@@ -27,9 +27,10 @@ BATCH_ITEMS = 500
 CALLS_IN_FLIGHT = 8
 """Enough to keep a server busy that is 80 ms away."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz"
+"""Without look-alikes: no l, so that no id is ever `default` or `last`."""
 _ID_CHARACTERS = "0123456789" + _ID_LETTERS
-_BLOCK_SECONDS = 5.0
-"""A waiting reader looks again this often whether the run is still there."""
+_BLOCK_SECONDS = 1.0
+"""A waiting reader looks again this often: a halted run's last lease handed back, or a purge, is no event."""
 
 
 def connect(address: str | None = None) -> Queue:
@@ -137,26 +138,21 @@ class Queue:
 
         If anything goes wrong, a Ctrl-C too, the run is gone again; if this process dies, it goes away by itself.
         """
-        spec = spec.with_roots(sources.roots)
-        run = self._create(spec)
+        run = self._create(spec.with_roots(sources.roots))
         try:
-            total = self.fill(run, sources, on_added)
-            with self._durable(self.connection) if self._durable else nullcontext():
-                self.store.open(run)
+            self.fill(run, sources, on_added)
         except OutOfMemory as error:
             self._abandon(run)
-            raise OutOfMemory(
-                f"{str(error).rstrip('.')}, so nothing of the run was opened. Raise maxmemory and enqueue again."
-            ) from None
+            raise OutOfMemory(f"{error} Nothing of the run is left.") from None
         except BaseException:
             self._abandon(run)
             raise
-        del total
         return Run(self, run)
 
     def fill(self, run: str, sources: Iterable[SourceItem], on_added: Callable[[int], None]) -> int:
-        """Adds items to a run; returns how many. Raises UnknownRun, BadInput, ServiceFailed."""
+        """Adds items to a run and opens it; returns how many. Raises UnknownRun, BadInput, ServiceFailed."""
         total = 0
+        self.connection.receive(self.connection.pending)  # answers to a filling that was broken off
         self.store.add(run, ())  # Redis knows the script from now on
         alive = _StillFilling(self.connection, self.keys, run)
         encoded = (encode_item(name, root) for name, root in sources)
@@ -172,6 +168,8 @@ class Queue:
         finally:
             alive.stop()
         on_added(total)
+        with self._durable(self.connection) if self._durable else nullcontext():
+            self.store.open(run)
         return total
 
     def run(self, name: str) -> Run:
@@ -202,14 +200,14 @@ class Queue:
         while True:
             rest = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(length - 1))
             run = secrets.choice(_ID_LETTERS) + rest
-            if run not in ("default", "last") and self.store.create(run, spec):
+            if self.store.create(run, spec):
                 return run
             length += 1
 
     def _added(self, run: str, total: int) -> None:
         (reply,) = self.connection.receive(1)
         if isinstance(reply, OutOfMemory):
-            raise OutOfMemory(f"{str(reply).rstrip('.')} after about {format_count(total)} items.")
+            raise OutOfMemory(f"{reply} It was full after about {format_count(total)} items.")
         if isinstance(reply, PpssError):
             raise reply
         self.store.read_added(run, reply)
@@ -217,10 +215,9 @@ class Queue:
     def _abandon(self, run: str) -> None:
         """Makes a half-filled run go away; if Redis can't be told, its deadline does."""
         try:
-            with self.connection.clone() as connection:
-                store = Store(connection, self.keys)
-                store.cancel(run)
-                store.purge(run)
+            self.connection.reopen()  # it is closed if it was interrupted in the middle of a call
+            self.store.cancel(run)
+            self.store.purge(run)
         except PpssError:
             pass
 
@@ -252,9 +249,7 @@ class Run:
 
     def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
         """The same for sources."""
-        added = self._queue.fill(self.id, _rebased(sources, self._store.spec(self.id)), on_added)
-        self._store.open(self.id)
-        return added
+        return self._queue.fill(self.id, _rebased(sources, self._store.spec(self.id)), on_added)
 
     def status(self) -> Counts:
         """Counts, rate and workers now. Raises UnknownRun."""
@@ -263,7 +258,9 @@ class Run:
         raise UnknownRun(f"There is no run '{self.id}'. See which there are: ppss status")
 
     def items(self, state: State | str | None = None) -> Iterator[ItemView]:
-        """Items in input order, of one state or all."""
+        """Items in input order, of one state or all. Raises BadInput, UnknownRun."""
+        if state is not None and state not in STATES:
+            raise BadInput(f"'{state}' is no state of an item. There are {', '.join(STATES)}.")
         return status.items(self._store, self.id, State(state) if state is not None else None)
 
     def results(self) -> Iterator[ItemView]:
@@ -271,14 +268,13 @@ class Run:
         with self._queue.connection.clone() as connection:
             store = Store(connection, self._queue.keys)
             for seqs in self._ends(store, "0"):
-                yield from status.view(store, self.id, seqs)
+                # One that was retried meanwhile has not ended: it comes with its next end.
+                yield from (view for view in status.view(store, self.id, seqs) if view.state in ENDED)
 
     def wait(self, timeout_seconds: float | None = None) -> Counts:
         """Blocks until the run ends (done, cancelled, or halted); no polling. Raises TimeoutError, UnknownRun."""
         with self._queue.connection.clone() as connection:
-            store = Store(connection, self._queue.keys)
-            for _ in self._ends(store, "$", timeout_seconds):
-                pass
+            self._wait(connection, timeout_seconds)
         return self.status()
 
     def is_over(self) -> bool:
@@ -286,12 +282,12 @@ class Run:
         return _is_over(next(self._store.counts([self.id]), None))
 
     async def wait_async(self) -> Counts:
-        """`wait` for asyncio: in a thread, on a connection of its own."""
+        """`wait` for asyncio: in a thread, which ends when this is cancelled."""
         import asyncio
 
-        with self._queue.connection.clone() as connection:
-            other = Queue(connection, self._queue.keys)
-            return await asyncio.to_thread(Run(other, self.id).wait)
+        with self._queue.connection.clone() as connection:  # its end is what ends the thread
+            await asyncio.to_thread(self._wait, connection)
+        return self.status()
 
     def pause(self) -> None:
         """Hands nothing out; what runs goes on. Raises BadInput if the run has ended."""
@@ -325,6 +321,10 @@ class Run:
         if state in (RunState.DONE, RunState.CANCELLED, RunState.FILLING):
             raise BadInput(f"Run {self.id} is {state}.")
 
+    def _wait(self, connection: Connection, timeout_seconds: float | None = None) -> None:
+        for _ in self._ends(Store(connection, self._queue.keys), "$", timeout_seconds):
+            pass
+
     def _ends(self, store: Store, cursor: str, timeout_seconds: float | None = None) -> Iterator[list[int]]:
         """Numbers of items as they end, in batches, until the run has ended."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -345,7 +345,7 @@ class Run:
                 yield [seq for seq in _seqs(entries) if seq]
             elif over:
                 return
-            elif deadline is not None and time.monotonic() >= deadline:
+            if not over and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"run {self.id} has not ended within {timeout_seconds:g} s")
 
 
@@ -412,9 +412,25 @@ def check(spec: RunSpec) -> None:
     """Finds out before anything is enqueued what would fail every item. Raises BadInput."""
     from ppss_queue.command import check_syntax, parse_command
 
+    _check_rules(spec)
     if spec.command is None or spec.function:
         return
     command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
     if command.needs_output and spec.output is None:
         raise BadInput("The command names an output directory, but there is none. Give one: -o DIR")
     check_syntax(command)
+
+
+def _check_rules(spec: RunSpec) -> None:
+    if spec.name == "last":
+        raise BadInput("A run can't be named 'last', which means the latest one. Choose another name.")
+    for name, value, least in (
+        ("retries", spec.retry.retries, 0),
+        ("retry_delay_seconds", spec.retry.delay_seconds, 0),
+        ("timeout_seconds", spec.timeout_seconds, 0.001),
+        ("visibility_seconds", spec.visibility_seconds, 1),
+        ("max_lost", spec.max_lost, 0),
+        ("priority", spec.priority, 1),
+    ):
+        if value is not None and not value >= least:  # nan is not `<` either
+            raise BadInput(f"{name} is {value}, but must be at least {least}.")

@@ -359,6 +359,22 @@ def test_a_source_that_breaks_off_leaves_no_run_and_a_queue_that_works(
     assert names(run) == ["a", "b", "c"]
 
 
+def test_a_call_that_ctrl_c_interrupts_leaves_no_run_and_a_queue_that_works(
+    queue: Queue, redis: Redis
+) -> None:
+    """An interrupted call closes its connection, since nobody knows which answers are still to come."""
+
+    def items() -> Iterator[str]:
+        yield from map(str, range(MANY))
+        queue.connection.close()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.enqueue(items(), command="true")
+    assert remaining(redis) == set()
+    assert names(queue.enqueue(["a"], command="true")) == ["a"]
+
+
 def test_a_source_that_breaks_off_while_adding_leaves_a_run_that_goes_on(queue: Queue) -> None:
     def items() -> Iterator[str]:
         yield from map(str, range(MANY))
@@ -456,7 +472,8 @@ def test_a_redis_that_is_full_in_the_middle_is_told_and_nothing_is_left(queue: Q
         with pytest.raises(OutOfMemory) as caught:
             queue.enqueue(items(), command="true")
         assert re.search(
-            r"after about 2\d,\d{3} items, so nothing of the run was opened\.", str(caught.value)
+            r"is out of memory.* after about 2\d,\d{3} items\. Nothing of the run is left\.$",
+            str(caught.value),
         )
         assert queue.runs() == []
         assert remaining(redis) == set()
@@ -705,20 +722,12 @@ def test_a_result_that_was_retried_meanwhile_comes_when_it_ends_again(queue: Que
     assert [(view.name, view.exit_code) for view in results] == [("a", 2)]
 
 
-def test_waiting_for_a_run_ends_when_it_is_cancelled_or_forgotten(queue: Queue, other: Queue) -> None:
-    ends: list[object] = []
-
-    def wait(run: str) -> None:
-        with connect(queue.connection.address.display()) as mine:
-            try:
-                ends.append(mine.run(run).wait().state)
-            except UnknownRun:
-                ends.append("unknown")
-
+def test_waiting_for_a_run_ends_when_it_is_cancelled(queue: Queue, other: Queue) -> None:
+    ends: list[RunState] = []
     run = queue.enqueue(["a"], command="true")
-    thread = threading.Thread(target=wait, args=(run.id,))
+    thread = threading.Thread(target=lambda: ends.append(run.wait().state))
     thread.start()
-    wait_until(lambda: b"cmd=xread" in bytes(queue.connection.execute("CLIENT", "LIST")), "it waits")  # type: ignore
+    wait_until(lambda: b"cmd=xread" in bytes(other.connection.execute("CLIENT", "LIST")), "it waits")  # type: ignore
     other.run(run.id).cancel()
     thread.join()
     assert ends == [RunState.CANCELLED]
