@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
@@ -186,25 +188,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path) -> Path:
-    """A directory with what the wheel installs, the programs in its `bin`."""
+    """A virtual environment with the wheel, and with the dependencies of this one."""
     directory = wheel.parent / "installed"
-    _pip("install", "--target", os.fspath(directory), os.fspath(wheel))
+    venv.create(directory, symlinks=True)
+    _pip("--python", os.fspath(directory / "bin" / "python"), "install", os.fspath(wheel))
+    (packages,) = directory.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return directory
 
 
-def _pip(verb: str, *arguments: str) -> None:
+def _pip(*arguments: str) -> None:
     """Offline: neither index nor dependencies."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        verb,
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-    ]
-    subprocess.run([*command, *arguments], check=True, cwd="/", timeout=120)
+    options = ("--quiet", "--no-index", "--no-deps")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, *options]
+    subprocess.run(command, check=True, cwd="/", timeout=120)
 
 
 def test_the_wheel_holds_both_packages_with_their_lua_and_types_and_nothing_else(wheel: Path) -> None:
@@ -222,7 +219,7 @@ def test_the_wheel_holds_both_packages_with_their_lua_and_types_and_nothing_else
 
 
 def test_the_installed_program_runs_items(installed: Path, home: dict[str, str], tmp_path: Path) -> None:
-    environment = {**home, "PYTHONPATH": os.fspath(installed)}
+    environment = {name: value for name, value in home.items() if name != "PYTHONPATH"}
 
     def ppss(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -241,14 +238,57 @@ def test_the_installed_program_runs_items(installed: Path, home: dict[str, str],
     assert done.returncode == 0, done.stderr
     assert done.stdout == "number 1\nnumber 2\nnumber 3\n"
     where = "import ppss_queue, ppss_worker; print(ppss_queue.__file__, ppss_worker.__file__)"
+    python = installed / "bin" / "python"
     found = subprocess.run(
-        [sys.executable, "-c", where],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [python, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert found.stdout.split() == [
-        f"{installed}/{name}/__init__.py" for name in ("ppss_queue", "ppss_worker")
-    ]
+    assert found.stdout.count(f"{installed}/lib/") == 2
+
+
+USER_PROGRAM = """
+import asyncio
+from pathlib import Path
+from ppss_queue import Counts, ItemView, PpssError, Queue, Run, RunState, State, connect
+
+async def wait(run: Run) -> Counts:
+    return await run.wait_async()
+
+def failed(queue: Queue) -> list[ItemView]:
+    run = queue.enqueue(
+        Path("scans").rglob("*.pdf"), command=["ocrmypdf", "{}", "{out}"], output="searchable", name="scans",
+        retries=2, retry_on=(1,), timeout_seconds=60, halt="soon,fail=10%",
+    )
+    run.add(str(number) for number in range(3))
+    ended: list[ItemView] = [item for item in run.results() if item.failed and item.exit_code == 6]
+    if asyncio.run(wait(run)).state is RunState.PAUSED:
+        run.resume()
+    print(run.id, run.status().rate_per_second, run.log("a"), run.retry(), run.cancel("#1"))
+    return ended + list(run.items(state=State.FAILED)) + list(run.items(state="failed"))
+
+try:
+    with connect() as queue:
+        reveal_type(failed(queue)[0].name)
+        reveal_type(queue.run("last").wait(timeout_seconds=3).succeeded)
+except PpssError as error:
+    raise SystemExit(error.exit_code) from None
+WRONG
+"""
+
+
+def test_types_of_the_installed_package_reach_a_users_program(installed: Path, tmp_path: Path) -> None:
+    def mypy(program: str) -> str:
+        (tmp_path / "program.py").write_text(program)
+        python = installed / "bin" / "python"
+        command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "program.py"]
+        environment = {name: value for name, value in os.environ.items() if not name.endswith("PATH")}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        ).stdout
+
+    right = mypy(USER_PROGRAM.replace("WRONG", ""))
+    assert "Success: no issues found" in right, right
+    assert 'Revealed type is "str"' in right.replace("builtins.", "")
+    assert 'Revealed type is "int"' in right.replace("builtins.", "")
+    wrong = mypy(USER_PROGRAM.replace("WRONG", "connect().enqueue(['a'], comand='true')"))
+    assert 'Unexpected keyword argument "comand"' in wrong
+    assert "Found 1 error " in wrong

@@ -62,10 +62,17 @@ class Verb(click.Command):
             ctx.meta[WORDS] = tuple(args[at + 1 :])
             args = args[:at]
         try:
+            self._refuse_repeated(ctx, args)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+
+    def _refuse_repeated(self, ctx: click.Context, args: Sequence[str]) -> None:
+        _, _, typed = self.make_parser(ctx).parse_args(list(args))
+        for parameter in typed:
+            if isinstance(parameter, Option) and parameter.once and typed.count(parameter) > 1:
+                raise BadInput(f"--{parameter.long_name} is there twice: give one")
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return self._forms[:1] or super().collect_usage_pieces(ctx)

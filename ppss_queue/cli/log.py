@@ -99,8 +99,8 @@ def _follow(queue: Queue, run: str, seq: int) -> bool:
             sys.stdout.buffer.flush()
             if view.state in ENDED:
                 return bool(files)
-            looks = looks + 1 if view.state is State.LEASED and not files else 0
-            if looks == _LOOKS_BEFORE_DOUBT:
+            looks += 1
+            if looks == _LOOKS_BEFORE_DOUBT and not files:
                 warn(f"'{printable(view.name)}' does not run on this machine as you yet; waiting for its end")
             time.sleep(_FOLLOW_SECONDS)
 

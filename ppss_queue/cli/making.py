@@ -20,7 +20,7 @@ _work = partial(option, section="Work")
 ITEM_OPTIONS = (
     click.argument("sources", nargs=-1, metavar="[SOURCE]..."),
     _item("-d", "--dir", "directories", multiple=True, metavar="DIR", help="Take the files below DIR, as a SOURCE."),
-    _item("-f", "--list", "list_file", metavar="LIST", help="Take the lines of a file; - is stdin."),
+    _item("-f", "--list", "list_file", once=True, metavar="LIST", help="Take the lines of a file; - is stdin."),
     _item("-0", "--null", "null", is_flag=True, help="Lines of the list end in NUL, as from find -print0."),
     _item("--delimiter", metavar="TEXT", help=r"Lines of the list end in TEXT; \n, \t, \r\n and \0 are understood."),
     _item("--files", is_flag=True, help="Lines of the list name files: $ITEM is absolute, -o mirrors their tree."),
@@ -33,9 +33,10 @@ ITEM_OPTIONS = (
           help="found, random, or size: largest first.  [found]"),
 )  # fmt: skip
 COMMAND_OPTIONS = (
-    _command("-c", "--command", metavar="CMD", help="Text for bash; it sees $ITEM, $OUTPUT_DIR, $OUTPUT_FILE and {}."),
+    _command("-c", "--command", once=True, metavar="CMD",
+             help="Text for bash; it sees $ITEM, $OUTPUT_DIR, $OUTPUT_FILE and {}."),
     _command("-I", "--replace", "replacement", default="{}", metavar="STR", help="STR stands for the item.  [{}]"),
-    _command("-o", "--output", metavar="DIR", help="Outputs appear below DIR, in the tree of the sources."),
+    _command("-o", "--output", once=True, metavar="DIR", help="Outputs appear below DIR, in the tree of the sources."),
     _command("--skip-existing", is_flag=True, help="Skip an item if $OUTPUT_FILE is in the output directory."),
     _command("--env", "env", multiple=True, metavar="NAME",
              help="Carry this variable or exported function along (may be repeated)."),
@@ -43,7 +44,7 @@ COMMAND_OPTIONS = (
     _command("--dry-run", is_flag=True, help="Print what would run for the first items, and do nothing."),
 )  # fmt: skip
 RULE_OPTIONS = (
-    _rule("--name", metavar="NAME", help="Call the run so, beside its id."),
+    _rule("--name", once=True, metavar="NAME", help="Call the run so, beside its id."),
     _rule("--timeout", type=Duration(minimum_seconds=0.001), metavar="TIME", help="Stop an item after 90, 10m, 2h."),
     _rule("--grace", type=Duration(), default="10s", metavar="TIME",
           help="Time from SIGTERM to SIGKILL for what is stopped.  [10s]"),

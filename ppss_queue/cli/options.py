@@ -79,10 +79,17 @@ class Option(click.Option):
     """An option that the environment (PPSS_MAX_LOST) and ppss.toml (max-lost) can set."""
 
     def __init__(
-        self, param_decls: Sequence[str] | None = None, *, section: str = "Options", **attributes: Any
+        self,
+        param_decls: Sequence[str] | None = None,
+        *,
+        section: str = "Options",
+        once: bool = False,
+        **attributes: Any,
     ) -> None:
+        """`section`: where in the help. `once`: a second one would silently replace the first, so it is refused."""
         super().__init__(param_decls, **attributes)
         self.section = section
+        self.once = once
         if self.envvar is None:
             self.envvar = f"PPSS_{self.long_name.replace('-', '_').upper()}"
 

@@ -82,6 +82,19 @@ class Wish:
                     f"For a delimiter: --delimiter '{path}'"
                 )
 
+    def check_output(self) -> None:
+        """Raises BadInput if this user can't write in the output directory on this machine."""
+        output = self.values["output"]
+        if output is not None and not os.access(there := _what_is_there(output), os.W_OK | os.X_OK):
+            raise BadInput(f"you can't write in '{there}', so no output can appear. Choose another -o DIR.")
+
+    @property
+    def no_items(self) -> str:
+        """What to say of a run without items."""
+        misplaced = self.words and not (self.values["sources"] or self.values["directories"])
+        hint = " Sources stand before '--'." if misplaced and self.values["list_file"] is None else ""
+        return f"there are no items, so there is nothing to do.{hint}"
+
     def open_sources(self) -> Sources:
         """Raises BadInput for what is missing or unreadable."""
         from ppss_queue.sources import open_sources
@@ -169,13 +182,20 @@ def _here() -> str:
 
 def _output(path: str) -> str:
     """The absolute output directory; whatever of it is there already must be a directory. Raises BadInput."""
-    there = full = os.path.join(_here(), path)
-    while not os.path.lexists(there):
-        there = os.path.dirname(there.rstrip("/"))
+    full = os.path.join(_here(), path)
+    there = _what_is_there(full)
     if not os.path.isdir(there):
         which = f"'{path}' is a file" if there == full else f"'{path}' would be below the file '{there}'"
         raise BadInput(f"the output directory {which}. Name a directory.")
     return os.path.abspath(full)
+
+
+def _what_is_there(path: str) -> str:
+    """The path, or the nearest directory or file above it that exists."""
+    there = os.path.join(_here(), path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there.rstrip("/"))
+    return there
 
 
 def _delimiter(null: bool, text: str | None) -> bytes:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ppss_queue.queue import Queue, Run
     from ppss_queue.sources import Sources
 
-_NO_ITEMS = "there are no items, so there is nothing to do."
-
 
 @click.command(
     "enqueue",
@@ -59,13 +57,13 @@ def enqueue_verb(
         return _enqueue_into(wish, into, as_json=as_json, url=url)
     spec, sources = _prepare(wish, look_for_program=not made["no_check"])
     if made["dry_run"]:
-        return _dry_run(spec, sources)
+        return _dry_run(wish, spec, sources)
     with open_queue(url) as queue:
         run = _make_run(queue, spec, sources, quiet=False)
         counts = run.status()
         _print_made(as_json, {"run": run.id, "name": spec.name, "total": counts.total, "state": counts.state})
         if not counts.total:
-            warn(_NO_ITEMS)
+            warn(wish.no_items)
         elif spec.command is None:
             worker = typed("worker -c COMMAND")
             warn(f"run {run.id} has no command: its items wait for a worker that has one: {worker}")
@@ -141,13 +139,15 @@ def run_verb(
         raise BadInput("there is no command: give one with -c CMD, or as words: -- PROG ARG...")
     spec, sources = _prepare(wish, look_for_program=not made["no_check"] and made["slots"] != 0)
     if made["dry_run"]:
-        return _dry_run(spec, sources)
+        return _dry_run(wish, spec, sources)
     log_directory(made)
+    if made["slots"] != 0:
+        wish.check_output()
     with open_queue(url) as queue:
         run = _make_run(queue, spec, sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
-            warn(_NO_ITEMS)
+            warn(wish.no_items)
             return ExitCode.OK
         return _work_on(queue, run, made)
 
@@ -161,9 +161,9 @@ def _prepare(wish: Wish, *, look_for_program: bool) -> tuple[RunSpec, Sources]:
     return spec, wish.open_sources()
 
 
-def _dry_run(spec: RunSpec, sources: Sources) -> int:
+def _dry_run(wish: Wish, spec: RunSpec, sources: Sources) -> int:
     if not print_dry_run(spec, sources):
-        warn(_NO_ITEMS)
+        warn(wish.no_items)
     _warn_about(sources)
     return ExitCode.OK
 

@@ -33,9 +33,9 @@ local function check_schema(version)
   if not schema then
     redis.call('SET', P .. 'schema', version)
   elseif not tonumber(schema) then
-    return redis.error_reply('PPSS_FOREIGN ' .. P .. 'schema is not a number')
+    return redis.error_reply('PPSS_FOREIGN the key ' .. P .. 'schema holds data of another program. Remove it.')
   elseif tonumber(schema) > tonumber(version) then
-    return redis.error_reply('PPSS_NEWER ' .. schema)
+    return redis.error_reply('PPSS_NEWER this Redis is used by a newer PPSS (schema ' .. schema .. '). Upgrade this one.')
   end
 end
 

@@ -167,9 +167,12 @@ def test_an_error_inside_does_not_leave_the_server_flushing_at_each_write(
 def test_one_at_a_time_else_the_first_to_end_would_switch_it_off_for_the_other(
     queue: Queue, look: Connection, place: ServerPlace
 ) -> None:
-    with durable(place, queue.connection), (place.directory / "durable.lock").open("rb") as lock:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (
+        durable(place, queue.connection),
+        (place.directory / "durable.lock").open("rb") as lock,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     totals: list[int] = []
 
     def enqueue() -> None:

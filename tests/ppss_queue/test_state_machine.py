@@ -112,8 +112,8 @@ class Model:
     items: dict[str, ItemModel] = field(default_factory=dict)
     ready: list[str] = field(default_factory=list)
     leased: dict[str, Attempt] = field(default_factory=dict)
-    delayed: dict[str, int | None] = field(default_factory=dict)
-    """Job to when it came due, as a count of such moments; None: not yet."""
+    delayed: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """Job to when it came due: (0, a moment of the past) or (1, a moment just now); None: not yet."""
     ended: dict[str, set[str]] = field(
         default_factory=lambda: {"finished": set(), "failed": set(), "canceled": set()}
     )
@@ -154,7 +154,7 @@ class Model:
         item = self.items[attempt.lease.job]
         return item.token == attempt.lease.token and item.status in statuses
 
-    def fail(self, attempt: Attempt, due: int | None, again: bool) -> bool:
+    def fail(self, attempt: Attempt, due: tuple[int, int] | None, again: bool) -> bool:
         """Returns whether the item has failed for good."""
         item = self.items[attempt.lease.job]
         item.failures += 1
@@ -200,7 +200,7 @@ class Model:
         if not self.end_lease(attempt):
             return False
         self.items[job].lost += attempt.started
-        if self.items[job].lost > self.spec.max_lost:
+        if attempt.started and self.items[job].lost > self.spec.max_lost:
             self.ends(job, "failed")
             self.halt_if_failed_too_much()
             return False
@@ -230,11 +230,10 @@ class LeaseMachine(RuleBasedStateMachine):
     def call(self, call: scripts.Call) -> Reply:
         return scripts.run(self.connection, call)
 
-    def now(self) -> float:
-        """The server's clock; and one more moment."""
+    def past(self) -> float:
+        """One more moment, in the server's time: long ago, so that no step of the clock matters, but in order."""
         self.moments += 1
-        seconds, microseconds = self.redis.time()
-        return float(seconds) + microseconds / 1e6
+        return self.began - 1e6 + self.moments
 
     def some_run(self, which: int) -> Model:
         return list(self.runs.values())[which % len(self.runs)]
@@ -259,6 +258,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         assert self.redis.flushdb()
+        self.began = float(self.redis.time()[0])
         for name in WORKERS:
             self.call(self.calls[name].heartbeat({"hostname": "here", "pid": 1}))
 
@@ -552,7 +552,7 @@ class LeaseMachine(RuleBasedStateMachine):
         self.moments += 1
         for attempt in attempts:
             if model and model.end_lease(attempt):
-                failed += model.fail(attempt, self.moments if delay == 0 else None, delay is not None)
+                failed += model.fail(attempt, (1, self.moments) if delay == 0 else None, delay is not None)
             elif not (model and model.repeated(attempt, "failed", "scheduled")):
                 lost.append(attempt.member)
         if model:
@@ -595,12 +595,12 @@ class LeaseMachine(RuleBasedStateMachine):
         for model in self.runs.values():
             for job in [job for job, due in model.delayed.items() if due is None]:
                 assert self.redis.zadd(
-                    KEYS.registry("scheduled", model.run), {job: self.now()}, xx=True, ch=True
+                    KEYS.registry("scheduled", model.run), {job: self.past()}, xx=True, ch=True
                 )
-                model.delayed[job] = self.moments
+                model.delayed[job] = (0, self.moments)
         if self.any_held():
             for attempt in self.some_attempts(picks):
-                deadline = {attempt.member: self.now() + HUNDRED_YEARS_SECONDS}
+                deadline = {attempt.member: self.past() + HUNDRED_YEARS_SECONDS}
                 assert self.redis.zadd(KEYS.registry("wip", attempt.lease.run), deadline, xx=True, ch=True)
                 attempt.expired = self.moments
 

@@ -345,6 +345,19 @@ def test_a_run_that_had_nothing_to_hand_out_saves_up_no_claims(bench: Bench) -> 
     assert bench.worker().ack(long) == ()
 
 
+@pytest.mark.parametrize("kind", ["newer", "without a command"])
+def test_a_run_that_no_worker_here_can_serve_gives_no_head_start_to_new_ones(bench: Bench, kind: str) -> None:
+    bench.run("waiting", 5, RunSpec(command=None) if kind == "without a command" else PLAIN)
+    if kind == "newer":
+        bench.redis.hincrby(KEYS.run("waiting"), "version", 1)
+    bench.run("busy", 300)
+    for _ in range(100):
+        bench.worker().claim(1)
+    bench.run("new", 100)
+    got = Counter(lease.run for _ in range(20) for lease in bench.worker().claim(1))
+    assert got == {"busy": 10, "new": 10}
+
+
 def test_a_resumed_run_does_not_catch_up_on_what_it_missed(bench: Bench) -> None:
     bench.run("paused", 100)
     bench.run("busy", 300)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Protocol
 
 from ppss_queue.connection import Reply
-from ppss_queue.errors import LeaseLost, PpssError
+from ppss_queue.errors import LeaseLost, MachineFailed, PpssError
 from ppss_queue.model import Lease, Outcome, seq_of_job
 from ppss_queue.store import Calls, kept_output, member, read_members
 from ppss_queue.units import format_duration
@@ -198,6 +198,9 @@ class Attempts:
             self._publish(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)
+        elif running.run.staging is not None and running.run.staging.full:
+            full = f"the disk of the output directory '{running.run.spec.output}' is full. Free space, then go on."
+            self._not_published(running, outcome, MachineFailed(full))
         else:
             self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
         return running.slot

@@ -42,6 +42,15 @@ class Staging:
                 "Mend that, or choose another one with -o."
             ) from None
 
+    @property
+    def full(self) -> bool:
+        """Whether the disk of the output directory has no room, or no files, left."""
+        try:
+            disk = os.statvfs(self._output)
+        except OSError:
+            return False
+        return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
+
     def scratch(self, seq: int, token: str, subdirectory: str) -> Attempt:
         """A fresh, empty scratch for one attempt, asked for after the item was claimed with this token.
 
