@@ -330,7 +330,7 @@ def test_a_full_disk_below_the_output_directory_is_this_machines_failure(
     (ppss.directory / "out").mkdir()
     done = ppss.shell(
         "mount -t tmpfs -o size=64k none out && "
-        "seq 5 | ppss run -p1 -o out -c 'head -c 100000 /dev/zero > {out}; : {}'",
+        "seq 5 | ppss run -p1 -o out -c 'head -c 100000 /dev/zero > {out} && : {}'",
         tmpfs,
     )
     assert done.code == 5 and "5 left, nothing lost" in done.err
