@@ -25,7 +25,8 @@ make_venv() {
     elif command -v uv >/dev/null; then
         uv venv --quiet --seed --allow-existing --python "$python" "$venv"
     else
-        stop "'$python' can't make a virtual environment. Type this, then make again: sudo apt-get install -y python3-venv"
+        [ "$(id -u)" -eq 0 ] && sudo="" || sudo="sudo "
+        stop "'$python' can't make a virtual environment. Type this, then make again: ${sudo}apt-get install -y python3-venv"
     fi
 }
 

@@ -105,7 +105,7 @@ end
 local reply, wake, open, empty = { '', 0, '' }, nil, 0, {}
 local passes = redis.call('ZRANGE', P .. 'open', 0, -1, 'WITHSCORES')
 for index = 1, #passes, 2 do
-  local run, pass = passes[index], passes[index + 1]
+  local run, pass, batches = passes[index], passes[index + 1], #reply
   if not next(allowed) or allowed[run] then
     local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
     local can_run = values[5] ~= '1' or ARGV[7] == '1'
@@ -126,8 +126,6 @@ for index = 1, #passes, 2 do
           want, idle = want - taken, math.max(idle - taken, 0)
           reply[#reply + 1] = batch
         end
-      else
-        empty[#empty + 1] = run
       end
       settle(run)
       for name, offset in pairs({ wip = CENTURY, scheduled = 0 }) do
@@ -136,6 +134,7 @@ for index = 1, #passes, 2 do
         if due and (not wake or due < wake) then wake = due end
       end
     end
+    if #reply == batches then empty[#empty + 1] = run end -- nothing, or nothing for this worker
   end
 end
 -- A run that someone paused is waited for by the workers that serve only it; one that a halt rule paused is not.

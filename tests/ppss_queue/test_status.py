@@ -145,6 +145,13 @@ def test_items_deleted_from_a_dashboard_are_left_out(mixed: Store) -> None:
     assert status.view(mixed, "r", [6]) == []
 
 
+def test_an_item_that_waits_in_a_worker_for_its_start_is_leased(store: Store) -> None:
+    make(store, "a", "b")
+    scripts.run(store.connection, CALLS.claim(1, 1))
+    assert [str(view.state) for view in status.items(store, "r")] == ["leased", "ready"]
+    assert names(status.items(store, "r", State.LEASED)) == ["a"]
+
+
 def test_a_lease_that_ran_out_is_still_shown_as_leased(mixed: Store) -> None:
     """Until another claim takes the item, its worker may still come back."""
     wip = KEYS.registry("wip", "r")

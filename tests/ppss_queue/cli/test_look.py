@@ -195,23 +195,22 @@ def test_following_does_not_steal_the_lines_of_line_buffer(ppss: Ppss, tmp_path:
     (tmp_path / "list").write_text("film\n")
     work = ppss.start("run", "--line-buffer", "-f", "list", "-c", command)
     wait_until(lambda: (runs := ppss.runs()) and runs[0]["running"] == 1, "the item runs")
-    follow = ppss.start("log", "last", "film", "-f")
-    wait_until(lambda: _connections(ppss) >= 5, "log is connected")
+    said = tmp_path / "said"
+    with said.open("w") as stderr:
+        follow = ppss.start("log", "last", "film", "-f", stderr=stderr)
+    wait_until(
+        lambda: "does not run on this machine as you yet; waiting for its end" in said.read_text(), "a doubt"
+    )
     (tmp_path / "go").touch()
     code, out, _ = end(work)
     assert code == 0 and out == "".join(f"{n}\n" for n in range(1, 2001))
-    assert end(follow)[0] == 0
+    assert follow.wait(60) == 0
 
 
-def _connections(ppss: Ppss) -> int:
-    """Clients of this database, as Redis names them."""
-    from ppss_queue.connection import Address, Connection
-
-    address = Address.parse(ppss.environment["PPSS_URL"])
-    with Connection.open(address, name="test") as connection:
-        reply = connection.execute("CLIENT", "LIST")
-    assert isinstance(reply, bytes)
-    return reply.decode().count(f" db={address.db} ") - 1
+def test_names_with_a_leading_dash_stand_behind_two(ppss: Ppss) -> None:
+    assert ppss("run", "-q", "-c", "echo bad; exit 3 {}", stdin="-q\n").code == 1
+    done = ppss("log", "last", "--", "-q")
+    assert (done.code, done.out) == (0, "bad\n")
 
 
 def test_wait_ends_as_the_run_did(ppss: Ppss, run: str, end: End) -> None:

@@ -48,12 +48,14 @@ def test_keep_order_prints_in_input_order(ppss: Ppss) -> None:
     assert ppss("run", "-p2", "-k", "-c", command, stdin=numbers(4)).lines == ["1", "2", "3", "4"]
 
 
-def test_keep_order_of_a_resumed_run_does_not_wait_for_what_ended_before(ppss: Ppss) -> None:
-    assert ppss("run", "-c", 'test "$ITEM" -lt 3 -o -e go', stdin=numbers(4)).code == 1
+def test_keep_order_of_a_resumed_run_does_not_wait_for_what_ended_before(ppss: Ppss, end: End) -> None:
+    command = f'test "$ITEM" -lt 3 -o -e third || exit 1; test "$ITEM" -lt 4 || {{ {GO}; }}; echo "$ITEM"'
+    assert ppss("run", "-q", "-c", command, stdin=numbers(4)).code == 1
+    (ppss.directory / "third").touch()
+    process = ppss.start("run", "--resume", "last", "--retry-failed", "-k", "-p2")
+    assert process.stdout is not None and process.stdout.readline() == "3\n"
     (ppss.directory / "go").touch()
-    done = ppss("run", "--resume", "last", "--retry-failed", "-k", "--tag", "-p2")
-    assert done.code == 0 and done.out == ""
-    assert ppss.status()["succeeded"] == 4
+    assert end(process)[:2] == (0, "4\n")
 
 
 def test_tag_puts_the_item_before_each_line(ppss: Ppss) -> None:
@@ -111,6 +113,13 @@ def test_summary_groups_failures_and_its_commands_can_be_pasted(ppss: Ppss) -> N
     (ppss.directory / "go").touch()
     assert ppss.shell(again.removeprefix("again: ")).code == 1
     assert ppss.status()["succeeded"] == 3
+
+
+@pytest.mark.parametrize("name", ["-dash", "#7", "new\nline", " blank ", "x" * 300])
+def test_the_command_that_shows_a_failure_works_for_any_name(ppss: Ppss, name: str) -> None:
+    done = ppss("run", "-q", "-0", "-c", "echo shown; exit 3 {}", stdin=name)
+    see = done.err.splitlines()[-1].split("    ")[0]
+    assert ppss.shell(see.removeprefix("see one: ")).out == "shown\n"
 
 
 def test_many_kinds_of_failure_end_in_a_command_that_lists_them(ppss: Ppss) -> None:
