@@ -139,7 +139,7 @@ def test_an_item_that_failed_without_a_word_has_a_message_all_the_same(
 
 
 def test_an_item_whose_worker_died_too_often_has_a_message_too(queue: Queue, redis: Redis) -> None:
-    run = queue.enqueue(["a"], command="true", visibility_seconds=0.01, max_lost=0)
+    run = queue.enqueue(["a"], command="true", visibility_seconds=1, max_lost=0)
     calls = Calls(queue.keys, WORKER, "ab")
     (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
     scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))
@@ -169,7 +169,7 @@ def test_rq_info_shows_the_run_and_disturbs_nothing(frozen: Frozen, redis: Redis
 def test_an_expired_lease_is_not_reaped_by_rq_but_by_the_next_claim(
     queue: Queue, redis: Redis, address: str
 ) -> None:
-    run = queue.enqueue(["a"], command="true", visibility_seconds=0.01)
+    run = queue.enqueue(["a"], command="true", visibility_seconds=1)
     calls = Calls(queue.keys, WORKER, "ab")
     (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
     scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))

@@ -31,6 +31,7 @@ def main() -> None:
             except SystemExit as error:
                 answer = {"exit_code": _exit_code(error.code)}
             except BaseException as error:  # a function may raise anything; the host goes on
+                sys.stdout.flush()  # what it printed comes first
                 traceback.print_exc()
                 answer = {"exit_code": 1, "reason": f"{type(error).__name__}: {error}"[:500]}
             sys.stdout.flush()
