@@ -208,7 +208,7 @@ def test_following_does_not_steal_the_lines_of_line_buffer(ppss: Ppss, tmp_path:
 
 
 def test_names_with_a_leading_dash_stand_behind_two(ppss: Ppss) -> None:
-    assert ppss("run", "-q", "-c", "echo bad; exit 3 {}", stdin="-q\n").code == 1
+    assert ppss("run", "-q", "-c", "echo bad; : {}; exit 3", stdin="-q\n").code == 1
     done = ppss("log", "last", "--", "-q")
     assert (done.code, done.out) == (0, "bad\n")
 

@@ -117,7 +117,7 @@ def test_summary_groups_failures_and_its_commands_can_be_pasted(ppss: Ppss) -> N
 
 @pytest.mark.parametrize("name", ["-dash", "#7", "new\nline", " blank ", "x" * 300])
 def test_the_command_that_shows_a_failure_works_for_any_name(ppss: Ppss, name: str) -> None:
-    done = ppss("run", "-q", "-0", "-c", "echo shown; exit 3 {}", stdin=name)
+    done = ppss("run", "-q", "-0", "-c", "echo shown; : {}; exit 3", stdin=name)
     see = done.err.splitlines()[-1].split("    ")[0]
     assert ppss.shell(see.removeprefix("see one: ")).out == "shown\n"
 
