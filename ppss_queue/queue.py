@@ -428,7 +428,7 @@ def _check_rules(spec: RunSpec) -> None:
         ("retries", spec.retry.retries, 0),
         ("retry_delay_seconds", spec.retry.delay_seconds, 0),
         ("timeout_seconds", spec.timeout_seconds, 0.001),
-        ("visibility_seconds", spec.visibility_seconds, 1),
+        ("visibility_seconds", spec.visibility_seconds, 0.001),
         ("max_lost", spec.max_lost, 0),
         ("priority", spec.priority, 1),
     ):

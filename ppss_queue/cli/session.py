@@ -201,14 +201,13 @@ class Session:
 def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
     """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view. Returns the exit code of the run."""
     display = Display(quiet=quiet)
-    counts = run.status()
-    if not quiet:
-        display.say(
-            f"run {run.id} · {plural(counts.total, 'item')} · {plural(len(counts.workers), 'worker')}"
-        )
-        if not run.is_over() and not queue.workers():
-            display.say(f"ppss: {no_worker()}")
     try:
+        counts = run.status()
+        if not quiet:
+            items, workers = plural(counts.total, "item"), plural(len(counts.workers), "worker")
+            display.say(f"run {run.id} · {items} · {workers}")
+            if not run.is_over() and not queue.workers():
+                display.say(f"ppss: {no_worker()}")
         while not run.is_over():
             display.show(Progress.of(run.status(), Durations(), 0))
             time.sleep(_COUNT_SECONDS)

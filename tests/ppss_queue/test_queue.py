@@ -225,7 +225,7 @@ def test_nothing_to_do_is_done_at_once(queue: Queue) -> None:
         ({"retry_delay_seconds": -0.5}, "retry_delay_seconds is -0.5"),
         ({"timeout_seconds": 0}, "timeout_seconds is 0"),
         ({"timeout_seconds": float("nan")}, "timeout_seconds is nan"),
-        ({"visibility_seconds": 0.5}, "visibility_seconds is 0.5"),
+        ({"visibility_seconds": 0}, "visibility_seconds is 0,"),
         ({"max_lost": -1}, "max_lost is -1"),
         ({"priority": 0}, "priority is 0"),
         ({"name": "last"}, "'last'"),
