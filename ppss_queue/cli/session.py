@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -188,8 +187,10 @@ class Session:
                 code = fail(machine_failed(failure))
         else:
             code = fail(failure)
-        with suppress(PpssError):  # Redis is gone, as was just said
+        try:
             self._say_what_is_left(self._run.status())
+        except PpssError:
+            say(f"when Redis is back, go on: {typed(f'run --resume {self._run.id}')}")
         return code
 
     def _say_what_is_left(self, counts: Counts) -> None:

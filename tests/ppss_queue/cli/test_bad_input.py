@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers import wait_until
 
 if TYPE_CHECKING:
     from conftest import Ppss
 
 from ppss_queue.connection import Address, Connection
+from ppss_queue.errors import ConnectFailed
 
 NOTHING_LEFT_BEHIND = ("run", "enqueue")
 
@@ -260,6 +264,20 @@ def test_an_unreachable_server(ppss: Ppss) -> None:
     assert "(no such socket)" in ppss("status", env={"PPSS_URL": "unix:///nosuch"}).refused(3)
 
 
+def test_a_server_that_dies_is_named_with_what_to_do_once_it_is_back(
+    ppss: Ppss, own_server: Callable[..., str], end: Callable[..., tuple[int, str, str]]
+) -> None:
+    ppss.environment["PPSS_URL"] = own_server()
+    (ppss.directory / "list").write_text("1\n2\n")
+    process = ppss.start("run", "-q", "-p1", "-f", "list", "-c", "touch up; sleep 60; : {}")
+    wait_until((ppss.directory / "up").exists, "an item runs")
+    run = ppss.status()["run"]
+    redis(ppss, "SHUTDOWN", "NOSAVE")
+    code, _, err = end(process, signal.SIGINT)
+    assert code == 3
+    assert err.splitlines()[-1] == f"when Redis is back, go on: ppss run --resume {run}"
+
+
 def test_wrong_passwords(ppss: Ppss, own_server: Callable[..., str]) -> None:
     url = own_server("--requirepass", "right")
     assert "wants a password: write it into the address" in ppss("status", "--url", url).refused(3)
@@ -289,7 +307,8 @@ def test_out_of_memory_in_mid_enqueue_leaves_nothing(ppss: Ppss, own_server: Cal
 
 def redis(ppss: Ppss, *command: str) -> None:
     with Connection.open(Address.parse(ppss.environment["PPSS_URL"])) as connection:
-        connection.execute(*command)
+        with suppress(ConnectFailed):  # SHUTDOWN has no answer
+            connection.execute(*command)
 
 
 @pytest.mark.parametrize("line", ["status", "run scans -c true", "worker --burst"])

@@ -98,6 +98,8 @@ def test_a_command_from_ppss_toml_is_announced_and_gives_way(ppss: Ppss) -> None
         done = ppss("run", *arguments, env=environment, stdin="1\n")
         assert done.out == out and "ppss.toml" not in done.err
     assert announced in ppss("enqueue", stdin="1\n").err
+    assert announced in ppss("worker", "-q", "--burst").err
+    assert "ppss.toml" not in ppss("worker", "-q", "--burst", "--", "true").err
     (ppss.directory / "ppss.toml").unlink()
     assert "ppss: run " in ppss("enqueue", stdin="1\n").err, (
         "without a command the items wait, and it says so"
