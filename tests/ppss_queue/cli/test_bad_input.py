@@ -306,9 +306,9 @@ def test_out_of_memory_in_mid_enqueue_leaves_nothing(ppss: Ppss, own_server: Cal
 
 
 def redis(ppss: Ppss, *command: str) -> None:
-    with Connection.open(Address.parse(ppss.environment["PPSS_URL"])) as connection:
-        with suppress(ConnectFailed):  # SHUTDOWN has no answer
-            connection.execute(*command)
+    address = Address.parse(ppss.environment["PPSS_URL"])
+    with Connection.open(address) as connection, suppress(ConnectFailed):  # SHUTDOWN has no answer
+        connection.execute(*command)
 
 
 @pytest.mark.parametrize("line", ["status", "run scans -c true", "worker --burst"])
