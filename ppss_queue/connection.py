@@ -1,8 +1,8 @@
-"""Connections to Redis, and the only module that imports redis-py.
+"""Connections to Redis.
 
-redis-py does the socket, TLS, the login and the parsing of replies; its client and pool are not used, because
-a call through them costs several times what the call itself does. It is imported when the first connection
-opens: that takes 130 ms, much of it for asyncio, which nearly every module of redis-py imports.
+hiredis, the parser that redis-py uses where it is there, speaks the protocol; the socket and the login are ours.
+redis-py itself would cost each verb 100 ms for its import, and a call through its client several times what the
+call itself does.
 """
 
 from __future__ import annotations
@@ -11,51 +11,33 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias, cast
+from typing import TypeAlias, cast
+
+from hiredis import ProtocolError, Reader, pack_command
 
 from ppss_queue.address import Address
+from ppss_queue.dial import CONNECT_SECONDS, dial
 from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed
-from ppss_queue.failures import NoScript, connection_failure, reply_failure
+from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.server_info import ServerInfo
-
-__all__ = [
-    "Address",
-    "Argument",
-    "ChangeListener",
-    "Connection",
-    "NoScript",
-    "Reply",
-    "ServerInfo",
-    "check_server",
-]
 
 Argument: TypeAlias = str | bytes | int | float
 """One word of a command; str is sent as UTF-8 with surrogateescape, like a file name."""
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
 """What Redis answers (RESP2)."""
 
-_CONNECT_SECONDS = 5.0
-"""For the TCP or TLS connect, and again for each reply of the login."""
-_LOADING_SECONDS = 30.0
+LOADING_SECONDS = 30.0
 """How long a server that still reads its data from disk is waited for."""
-_PIECE_BYTES = 16 * 1024
-"""Written at once: what a socket that poll() calls writable takes without blocking."""
+_READ_BYTES = 64 * 1024
+_WRITE_BYTES = 64 * 1024
+"""Commands are joined to about this much before they are written."""
 _UNANSWERED = 1000
 """Commands in flight at most: their replies are memory of the server until we read them."""
-
-
-class _Link(Protocol):
-    """What is used of a redis-py connection."""
-
-    _sock: socket.socket
-
-    def connect(self) -> None: ...
-    def disconnect(self) -> None: ...
-    def send_packed_command(self, command: Sequence[bytes], check_health: bool) -> None: ...
-    def read_response(self) -> Reply: ...
-    def can_read(self, timeout: float) -> bool: ...
+_INCOMPLETE = object()
+# Its stub takes tuples of one element only.
+_pack = cast("Callable[[tuple[Argument, ...]], bytes]", pack_command)
 
 
 class Connection:
@@ -72,9 +54,13 @@ class Connection:
         self.server: ServerInfo | None = None
         """Set by `check_server`."""
         self._name = name
-        self._link: _Link | None = None
-        self._in_flight = 0
+        self._socket: socket.socket | None = None
+        self._reader = Reader()
+        self._poll = select.poll()
+        self._logged_in = False
+        self._owed = 0
         self._replies: deque[Reply | PpssError] = deque()
+        """Came already; those of the oldest commands first."""
 
     @classmethod
     def open(cls, address: Address, *, name: str = "ppss") -> Connection:
@@ -95,15 +81,26 @@ class Connection:
     def reopen(self) -> None:
         """Replace the socket by a new one (sentinels are asked again); raises like `open`."""
         self.close()
-        self._link = _connect(self.address, self._name)
+        address = _master(self.address, self._name) if self.address.service else self.address
+        deadline = time.monotonic() + LOADING_SECONDS
+        while True:
+            try:
+                self._dial(address)
+                self._log_in(address)
+                return
+            except StillLoading as error:
+                if time.monotonic() > deadline:
+                    raise ConnectFailed(str(error)) from None
+            time.sleep(0.1)
 
     def close(self) -> None:
         """End the connection and forget replies: nothing read later can answer an earlier command."""
-        link, self._link = self._link, None
-        self._in_flight = 0
+        opened, self._socket = self._socket, None
+        self._logged_in = False
+        self._owed = 0
         self._replies.clear()
-        if link is not None:
-            link.disconnect()
+        if opened is not None:
+            opened.close()
 
     def __enter__(self) -> Connection:
         return self
@@ -126,15 +123,14 @@ class Connection:
 
         They are no transaction. Raises ConnectFailed if the connection is lost.
         """
-        packed = [_packed(command) for command in commands]
+        self.send(commands)
         try:
-            self._send(packed)
-            while self._in_flight:
-                self._take()
+            self._await(self._owed)
             replies = [self._replies.pop() for _ in commands]
         except BaseException:
             self.close()
             raise
+        self._owed -= len(replies)
         replies.reverse()
         return replies
 
@@ -144,9 +140,12 @@ class Connection:
         Any number is safe: at most 1,000 stay unanswered, and the replies of earlier ones are read into
         memory while later ones are written, so that neither side waits for ever for the other to read.
         """
-        packed = [_packed(command) for command in commands]
+        encoded = [_packed(command) for command in commands]
         try:
-            self._send(packed)
+            for piece in _pieces(encoded):
+                self._owed += len(piece)
+                self._write(b"".join(piece))
+                self._await(self._owed - _UNANSWERED)
         except BaseException:
             self.close()
             raise
@@ -157,180 +156,182 @@ class Connection:
         Raises ConnectFailed if the connection is, or was, lost before they came.
         """
         try:
-            while len(self._replies) < count:
-                self._take()
-            return [self._replies.popleft() for _ in range(count)]
+            if count > self._owed:
+                raise ConnectFailed(
+                    f"the connection to {self.address.display()} was lost before its replies came."
+                )
+            self._await(count)
         except BaseException:
             self.close()
             raise
+        self._owed -= count
+        return [self._replies.popleft() for _ in range(count)]
 
     @property
     def pending(self) -> int:
         """Replies that `receive` still owes; 0 after the connection was lost."""
-        return self._in_flight + len(self._replies)
+        return self._owed
 
-    def fileno(self) -> int:
-        """The socket, for select: ask `readable` before waiting on it. Raises ConnectFailed if it is gone."""
-        return self._live()._sock.fileno()
-
-    def readable(self) -> bool:
-        """Whether a reply has arrived, at least in part; never waits. Raises ConnectFailed."""
-        if self._replies:
-            return True
-        link = self._live()
+    def post(self, commands: Sequence[Sequence[Argument]]) -> None:
+        """Write commands whose replies `read_message` will return, among others. Raises ConnectFailed."""
         try:
-            arrived = link.can_read(0)
-            # redis-py goes back to the time-out of the login, not to the one in force.
-            link._sock.settimeout(None)
-        except Exception as error:
-            raise self._lost(error) from None
+            self._write(b"".join(map(_packed, commands)))
         except BaseException:
             self.close()
             raise
-        return arrived
 
-    def _live(self) -> _Link:
-        if self._link is None:
-            raise ConnectFailed(f"there is no connection to {self.address.display()} any more.")
-        return self._link
-
-    def _send(self, packed: Sequence[bytes]) -> None:
-        for piece in _pieces(packed):
-            self._write(b"".join(piece))
-            self._in_flight += len(piece)
-            while self._in_flight > _UNANSWERED:
-                self._take()
-
-    def _take(self) -> None:
-        """Wait for the reply of a command that `send` wrote."""
-        if not self._in_flight:
-            raise ConnectFailed(
-                f"the connection to {self.address.display()} was lost before its replies came."
-            )
-        reply = self._read()
-        self._in_flight -= 1
-        self._replies.append(reply)
-
-    def _read(self) -> Reply | PpssError:
-        """Wait for one reply, counted or not."""
-        link = self._live()
+    def read_message(self) -> Reply | PpssError:
+        """Wait for the next thing that the server says, asked for or not. Raises ConnectFailed."""
         try:
-            return link.read_response()
-        except Exception as error:
-            from redis.exceptions import ResponseError
+            self._await(1)
+        except BaseException:
+            self.close()
+            raise
+        return self._replies.popleft()
 
-            if isinstance(error, ResponseError):
-                return reply_failure(error, self.address, self.server.maxmemory_bytes if self.server else 0)
-            raise self._lost(error) from None
+    def fileno(self) -> int:
+        """The socket, for select: ask `readable` before waiting on it. Raises ConnectFailed if it is gone."""
+        return self._live().fileno()
 
-    def _write(self, data: bytes) -> None:
-        """Write whole commands; while the peer does not read, read the replies that it may be stuck with."""
-        link = self._live()
-        for start in range(0, len(data), _PIECE_BYTES):
-            while self._in_flight and not _writable(link):
-                self._take()
+    def readable(self) -> bool:
+        """Whether a reply has arrived; never waits. Raises ConnectFailed."""
+        if not self._replies:
             try:
-                link.send_packed_command((data[start : start + _PIECE_BYTES],), check_health=False)
-            except Exception as error:
+                self._read()
+            except BaseException:
+                self.close()
+                raise
+        return bool(self._replies)
+
+    # The socket, which never blocks: all waiting is done in poll
+
+    def _dial(self, address: Address) -> None:
+        try:
+            self._socket = dial(address)
+        except (OSError, ValueError) as error:  # ValueError: a host that is no name, a path with NUL
+            raise connection_failure(error, self.address, opened=False) from None
+        self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._reader = Reader(replyError=self._failure, notEnoughData=_INCOMPLETE)
+
+    def _log_in(self, address: Address) -> None:
+        """All in one round trip. Raises ConnectFailed, StillLoading."""
+        commands: list[tuple[Argument, ...]] = [("CLIENT", "SETNAME", self._name), ("PING",)]
+        if address.db:
+            commands.insert(0, ("SELECT", address.db))
+        if address.password:
+            user = (address.username,) if address.username else ()
+            commands.insert(0, ("AUTH", *user, address.password))
+        self.send(commands)
+        for _ in commands:  # one by one: a server that is full answers once and hangs up
+            (reply,) = self.receive(1)
+            if isinstance(reply, PpssError):
+                self.close()
+                raise reply
+        self._logged_in = True
+
+    def _failure(self, text: str) -> PpssError:
+        """The error for an error reply."""
+        if not self._logged_in:
+            return login_failure(text, self.address)
+        return reply_failure(text, self.address, self.server.maxmemory_bytes if self.server else 0)
+
+    def _live(self) -> socket.socket:
+        if self._socket is None:
+            raise ConnectFailed(f"there is no connection to {self.address.display()} any more.")
+        return self._socket
+
+    def _await(self, count: int) -> None:
+        """Waits until so many replies are there."""
+        while len(self._replies) < count:
+            self._wait(select.POLLIN)
+            self._read()
+
+    def _read(self) -> None:
+        """Takes in what has come."""
+        opened = self._live()
+        try:
+            while True:
+                data = opened.recv(_READ_BYTES)
+                if not data:
+                    raise ConnectionError("Connection closed by server")
+                self._reader.feed(data)
+                while (reply := self._reader.gets()) is not _INCOMPLETE:
+                    self._replies.append(cast("Reply | PpssError", reply))
+                if not _undelivered(opened):
+                    return
+        except (OSError, ProtocolError) as error:
+            if not _would_block(error):
                 raise self._lost(error) from None
 
-    def _lost(self, error: Exception) -> Exception:
-        """End the connection; return the error to raise."""
-        from redis.exceptions import RedisError
+    def _write(self, data: bytes) -> None:
+        """Writes whole commands; while the peer does not read, reads the replies that it may be stuck with."""
+        opened, rest = self._live(), memoryview(data)
+        while rest:
+            try:
+                rest = rest[opened.send(rest) :]
+            except OSError as error:
+                if not _would_block(error):
+                    raise self._lost(error) from None
+                if self._wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
+                    self._read()
 
+    def _wait(self, events: int) -> int:
+        """What of `events` is possible now; during the login only for some seconds."""
+        self._poll.register(self._live(), events)
+        happened = self._poll.poll(None if self._logged_in else CONNECT_SECONDS * 1000)
+        if not happened:
+            raise self._lost(TimeoutError())
+        return happened[0][1]
+
+    def _lost(self, error: Exception) -> ConnectFailed:
+        """Ends the connection; returns the error to raise."""
+        opened = self._logged_in
         self.close()
-        return (
-            connection_failure(error, self.address, opened=True) if isinstance(error, RedisError) else error
-        )
+        return connection_failure(error, self.address, opened=opened)
+
+
+def _would_block(error: Exception) -> bool:
+    """TLS has errors of its own for that, told by name so that nobody else pays for its import."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )
+
+
+def _undelivered(opened: socket.socket) -> bool:
+    """Whether TLS holds bytes that no poll would tell of."""
+    pending = getattr(opened, "pending", None)
+    return pending is not None and pending() > 0
 
 
 def _packed(command: Sequence[Argument]) -> bytes:
     """A command in Redis's protocol."""
-    parts = [b"*%d\r\n" % len(command)]
-    for argument in command:
-        if isinstance(argument, bytes):
-            data = argument
-        elif isinstance(argument, str):
-            try:
-                data = argument.encode("utf-8", "surrogateescape")
-            except UnicodeEncodeError:
-                raise BadInput(
-                    f"{argument!r} holds half a character and can't be stored: correct it."
-                ) from None
-        else:
-            data = repr(argument).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
+    try:
+        return _pack(tuple(command))
+    except UnicodeEncodeError:  # names that are no UTF-8
+        return _pack(tuple(map(_encoded, command)))
+
+
+def _encoded(argument: Argument) -> bytes | int | float:
+    if not isinstance(argument, str):
+        return argument
+    try:
+        return argument.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise BadInput(f"{argument!r} holds half a character and can't be stored: correct it.") from None
 
 
 def _pieces(packed: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Group commands into writes of about `_PIECE_BYTES`; a longer command is a group of its own."""
+    """Group commands into writes of about `_WRITE_BYTES`; a longer command is a group of its own."""
     first, size = 0, 0
     for index, data in enumerate(packed):
-        if size and size + len(data) > _PIECE_BYTES:
+        if size and (size + len(data) > _WRITE_BYTES or index - first >= _UNANSWERED):
             yield packed[first:index]
             first, size = index, 0
         size += len(data)
     if first < len(packed):
         yield packed[first:]
-
-
-def _writable(link: _Link) -> bool:
-    poll = select.poll()
-    poll.register(link._sock, select.POLLOUT)
-    return bool(poll.poll(0))
-
-
-def _connect(address: Address, name: str) -> _Link:
-    """A link to a server that let us in and has its data in memory; raises like `Connection.open`."""
-    from redis.exceptions import BusyLoadingError, RedisError, ResponseError
-
-    if address.scheme == "redis+sentinel":
-        address = _master(address, name)
-    deadline = time.monotonic() + _LOADING_SECONDS
-    while True:
-        try:
-            link = _new_link(address, name)
-            link.connect()
-            link.send_packed_command((_packed(("PING",)),), check_health=False)
-            link.read_response()
-            link._sock.settimeout(None)
-            return link
-        except ResponseError as error:
-            raise reply_failure(error, address) from None
-        except (RedisError, ValueError) as error:  # ValueError: a host that is no name, a path with NUL
-            if not isinstance(error, BusyLoadingError) or time.monotonic() > deadline:
-                raise connection_failure(error, address, opened=False) from None
-        time.sleep(0.1)
-
-
-def _new_link(address: Address, name: str) -> _Link:
-    """A redis-py connection for an address, not yet connected."""
-    from redis import connection
-
-    driver: Any = connection
-    options: dict[str, Any] = {
-        "db": address.db,
-        "username": address.username or None,
-        "password": address.password or None,
-        "client_name": name,
-        "encoding_errors": "surrogateescape",
-        "protocol": 2,
-        "socket_connect_timeout": _CONNECT_SECONDS,
-        "socket_timeout": _CONNECT_SECONDS,
-    }
-    if address.scheme == "unix":
-        return cast("_Link", driver.UnixDomainSocketConnection(path=address.path, **options))
-    ((host, port),) = address.hosts
-    kind = driver.SSLConnection if address.scheme == "rediss" else driver.Connection
-    options |= {"socket_keepalive": True, "socket_keepalive_options": _keepalive()}
-    return cast("_Link", kind(host=host, port=port, **options))
-
-
-def _keepalive() -> dict[int, int]:
-    """TCP options that end a connection whose peer is silent for 45 s: idle 30, then three probes 5 apart."""
-    wanted = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 45_000}
-    return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
 
 
 def _master(address: Address, name: str) -> Address:
@@ -364,89 +365,3 @@ def check_server(connection: Connection) -> list[str]:
     save = setting[1] if isinstance(setting, list) and len(setting) == 2 else None
     connection.server = ServerInfo.parse(cast("bytes", info), cast("bytes | None", save))
     return connection.server.warnings(connection.address.display())
-
-
-class ChangeListener:
-    """Tells which keys any client changed (scripts and dashboards too), so that an idle worker need not poll.
-
-    Each change costs the server a message per listener: switch it on only while idle, before the last look
-    for work. After ConnectFailed, `reopen` and `on` make it work again.
-    """
-
-    FLUSHED = b"*"
-    """Stands for every key, after FLUSHALL or FLUSHDB."""
-
-    _CHANNEL = b"__redis__:invalidate"
-
-    def __init__(self, connection: Connection, prefixes: Sequence[str]) -> None:
-        """`connection` is used by nobody else; no prefix begins with another one. Off at first."""
-        self._connection = connection
-        self._prefixes = tuple(prefixes)
-        self._on = False
-
-    def on(self) -> None:
-        """Start listening: every change after the return is seen.
-
-        Raises ConnectFailed if the connection is gone, ServiceFailed if an ACL forbids it; then it is closed.
-        """
-        if self._on:
-            return
-        prefixes: list[Argument] = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
-        try:
-            # RESP2 has no pushes: the tracking goes to a channel that this connection itself subscribes to.
-            this = cast("int", self._connection.execute("CLIENT", "ID"))
-            tracking: list[Argument] = ["CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", this, *prefixes]
-            for reply in self._connection.execute_many((tracking, ("SUBSCRIBE", self._CHANNEL))):
-                if isinstance(reply, PpssError):
-                    raise reply
-            self._on = True
-        except BaseException:
-            self.close()  # it may be half on
-            raise
-
-    def off(self) -> None:
-        """Stop listening and forget the changes not yet asked for; raises ConnectFailed."""
-        if not self._on:
-            return
-        self._on = False
-        connection = self._connection
-        try:
-            connection._write(
-                _packed(("UNSUBSCRIBE", self._CHANNEL)) + _packed(("CLIENT", "TRACKING", "OFF"))
-            )
-            while isinstance(connection._read(), list):
-                pass
-        except BaseException:
-            self.close()
-            raise
-
-    def changes(self) -> set[bytes]:
-        """The keys changed since the last call, `FLUSHED` for all of them; never waits. Empty while off.
-
-        Raises ConnectFailed if the connection is gone: changes may have been missed.
-        """
-        changed: set[bytes] = set()
-        try:
-            while self._on and self._connection.readable():
-                message = self._connection._read()
-                if isinstance(message, list) and message[0] == b"message":
-                    keys = cast("list[bytes] | None", message[2])
-                    changed.update([self.FLUSHED] if keys is None else keys)
-        except BaseException:
-            self.close()
-            raise
-        return changed
-
-    def fileno(self) -> int:
-        """The socket, for select: readable when `changes` has something to tell. Raises ConnectFailed."""
-        return self._connection.fileno()
-
-    def reopen(self) -> None:
-        """A new connection, off; raises like `Connection.open`."""
-        self._on = False
-        self._connection.reopen()
-
-    def close(self) -> None:
-        """End the connection."""
-        self._on = False
-        self._connection.close()

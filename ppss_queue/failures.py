@@ -1,7 +1,4 @@
-"""What redis-py raises, turned into the errors of PPSS: one sentence with the address and what to do.
-
-redis-py's classes are told by name, so that this module costs no import of redis-py.
-"""
+"""What Redis and sockets answer, turned into the errors of PPSS: one sentence with the address and what to do."""
 
 from __future__ import annotations
 
@@ -10,17 +7,6 @@ import socket
 
 from ppss_queue.address import Address
 from ppss_queue.errors import ConnectFailed, ForeignData, NewerVersion, OutOfMemory, PpssError, ServiceFailed
-
-_CODES = {
-    "AuthenticationError": "NOAUTH",
-    "BusyLoadingError": "LOADING",
-    "MasterDownError": "MASTERDOWN",
-    "NoPermissionError": "NOPERM",
-    "NoScriptError": "NOSCRIPT",
-    "OutOfMemoryError": "OOM",
-    "ReadOnlyError": "READONLY",
-}
-"""The codes that redis-py cuts off the text; of other errors the text still begins with it."""
 
 _ADVICE = {
     "BUSY": "is busy with a long script of some program, and refuses all else: try again later",
@@ -37,13 +23,17 @@ class NoScript(ServiceFailed):
     """EVALSHA named a script that the server does not have (any more)."""
 
 
-def reply_failure(error: Exception, address: Address, maxmemory_bytes: int = 0) -> PpssError:
+class StillLoading(ServiceFailed):
+    """The server reads its data from disk; soon it will answer."""
+
+
+def reply_failure(text: str, address: Address, maxmemory_bytes: int = 0) -> PpssError:
     """The error for an error reply; `maxmemory_bytes` is named when memory is out, 0 if unknown.
 
     Our own scripts reply `PPSS_NEWER text`, `PPSS_FOREIGN text` or `PPSS_... text`; these become
     NewerVersion, ForeignData and ServiceFailed with that text.
     """
-    full_text = _text(error)
+    full_text = _without_place(text)
     code, _, text = full_text.partition(" ")
     where = f"Redis at {address.display()}"
     if code.startswith("PPSS_"):
@@ -64,23 +54,30 @@ def reply_failure(error: Exception, address: Address, maxmemory_bytes: int = 0) 
     return ServiceFailed(f"{where} answered with an error: {full_text}")
 
 
+def login_failure(text: str, address: Address) -> PpssError:
+    """The error for an error reply while we log in."""
+    where = address.display()
+    code = text.partition(" ")[0]
+    if code == "LOADING":
+        return StillLoading(f"Redis at {where} {_ADVICE[code]}.")
+    if code in ("NOAUTH", "WRONGPASS") or (code == "ERR" and "AUTH" in text):
+        return ConnectFailed(f"Redis at {where} {_login_advice(text)}.")
+    if "max number of clients" in text:
+        return ConnectFailed(_unusable(where, text.removeprefix("ERR ")))
+    return reply_failure(text, address)
+
+
 def connection_failure(error: Exception, address: Address, *, opened: bool) -> ConnectFailed:
     """The error for a connection that did not come about, or was lost after it was `opened`."""
     where = address.display()
-    cause = error.__context__ if isinstance(error.__context__, OSError) else error
-    reason = (cause.strerror if isinstance(cause, OSError) else "") or str(cause).rstrip(".")
-    kind = type(error).__name__
-    if kind == "AuthenticationError":
-        return ConnectFailed(f"Redis at {where} {_login_advice(reason)}.")
-    if kind == "BusyLoadingError":
-        return ConnectFailed(f"Redis at {where} {_ADVICE['LOADING']}.")
-    if kind == "InvalidResponse":
+    reason = (error.strerror if isinstance(error, OSError) else "") or str(error).rstrip(".")
+    if type(error).__name__ == "ProtocolError":
         return ConnectFailed(f"what listens at {where} does not talk like Redis. Correct the address.")
     if opened:
         return ConnectFailed(
             f"the connection to {where} was lost ({reason}). See whether Redis still runs there."
         )
-    return ConnectFailed(_unreachable(cause, where, reason))
+    return ConnectFailed(_unreachable(error, where, reason))
 
 
 def _unreachable(cause: BaseException, where: str, reason: str) -> str:
@@ -106,9 +103,13 @@ def _unreachable(cause: BaseException, where: str, reason: str) -> str:
         )
     if isinstance(cause, ssl.SSLError):
         return f"{where} does not talk TLS as expected ({reason}). If it has no TLS, write redis://."
-    if type(cause).__name__ == "TimeoutError":  # Python's or redis-py's
+    if isinstance(cause, TimeoutError):
         tls = ", whether it talks TLS (else redis://)" if where.startswith("rediss:") else ""
         return f"{where} did not answer in time. Check host and port{tls}, and any firewall on the way."
+    return _unusable(where, reason)
+
+
+def _unusable(where: str, reason: str) -> str:
     return f"{where} can't be used ({reason}). Check that Redis runs there, and whether it wants TLS (rediss://)."
 
 
@@ -121,11 +122,9 @@ def _login_advice(reason: str) -> str:
     return "refuses this user or password: correct them in the address"
 
 
-def _text(error: Exception) -> str:
-    """The text of an error reply, from its code on, without the place in a script."""
-    text = str(error)
-    if code := _CODES.get(type(error).__name__):
-        text = f"{code} {text}"
+def _without_place(text: str) -> str:
+    """An error reply, from its code on, without the place in a script."""
     # Redis 6.2 puts what a script met behind "ERR ... @user_script:1: ", 7.0 puts "script: ..." at its end.
     text = re.sub(r"^.*@user_script: ?\d+: -?", "", text, flags=re.DOTALL)
-    return re.sub(r" script: .{0,50}on @user_script:\d+\.$", "", text)
+    text = re.sub(r" script: .{0,50}on @user_script:\d+\.$", "", text)
+    return text.removeprefix("ERR ")

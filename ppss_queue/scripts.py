@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from ppss_queue.connection import Argument, Connection, NoScript, Reply
+from ppss_queue.connection import Argument, Connection, Reply
 from ppss_queue.errors import PpssError
+from ppss_queue.failures import NoScript
 from ppss_queue.keys import Keys
 
 

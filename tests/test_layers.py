@@ -13,9 +13,9 @@ LAYERS = [
     ["errors"],
     ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
     ["shell_words", "replaced_text", "program_text", "shell_lexer"],
-    ["address", "failures", "lists", "walk", "server_binary"],
+    ["address", "failures", "dial", "lists", "walk", "server_binary"],
     ["command", "server", "sources", "connection", "server_info"],
-    ["durability", "scripts"],
+    ["durability", "scripts", "changes"],
     ["store"],
     ["status", "broker"],
     ["queue"],
@@ -24,7 +24,13 @@ LAYERS = [
 ]
 """Lowest first. A package counts as one; modules of one layer may import each other."""
 
-ONLY = {"redis": {"connection", "failures"}, "rq": {"broker"}, "rq_dashboard": {"broker"}, "rich": {"cli"}}
+ONLY = {
+    "hiredis": {"connection"},
+    "redis": set[str](),
+    "rq": {"broker"},
+    "rq_dashboard": {"broker"},
+    "rich": {"cli"},
+}
 
 
 def _modules() -> list[Path]:

@@ -16,7 +16,8 @@ import pytest
 from helpers import wait_until
 
 from ppss_queue import scripts, server
-from ppss_queue.connection import Address, Connection
+from ppss_queue.address import Address
+from ppss_queue.connection import Connection
 from ppss_queue.durability import durable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Outcome, RunState

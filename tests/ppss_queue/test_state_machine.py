@@ -35,7 +35,8 @@ from rq.suspension import resume as rq_resume
 from rq.suspension import suspend as rq_suspend
 
 from ppss_queue import scripts
-from ppss_queue.connection import Address, Connection, Reply
+from ppss_queue.address import Address
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
 from ppss_queue.model import Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id, seq_of_job

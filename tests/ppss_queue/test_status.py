@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from ppss_queue import scripts, status
-from ppss_queue.connection import Address, Connection
+from ppss_queue.address import Address
+from ppss_queue.connection import Connection
 from ppss_queue.errors import UnknownItem, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import STATES, Item, ItemView, Lease, Outcome, RetryRule, RunSpec, State

@@ -18,7 +18,8 @@ from rq.queue import Queue
 from rq.registry import FailedJobRegistry
 
 from ppss_queue import scripts
-from ppss_queue.connection import Address, Connection, Reply
+from ppss_queue.address import Address
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
 from ppss_queue.model import ITEM_BYTES_MAX, Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id

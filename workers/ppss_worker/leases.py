@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ppss_queue import scripts
-from ppss_queue.connection import Argument, ChangeListener, Connection
+from ppss_queue.changes import ChangeListener
+from ppss_queue.connection import Argument, Connection
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
 from ppss_queue.store import Calls, Renewed, read_renewed

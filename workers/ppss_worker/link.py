@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ppss_queue.connection import Connection, NoScript, Reply
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
+from ppss_queue.failures import NoScript
 from ppss_queue.scripts import Call
 
 

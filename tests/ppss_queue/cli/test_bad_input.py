@@ -18,7 +18,8 @@ from helpers import wait_until
 if TYPE_CHECKING:
     from conftest import Ppss
 
-from ppss_queue.connection import Address, Connection
+from ppss_queue.address import Address
+from ppss_queue.connection import Connection
 from ppss_queue.errors import ConnectFailed
 
 NOTHING_LEFT_BEHIND = ("run", "enqueue")

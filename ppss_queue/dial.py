@@ -1,0 +1,53 @@
+"""Opens a socket to where a Redis server listens."""
+
+from __future__ import annotations
+
+import socket
+
+from ppss_queue.address import Address
+
+CONNECT_SECONDS = 5.0
+"""For the connect, for TLS, and again for the replies to the login."""
+
+
+def dial(address: Address) -> socket.socket:
+    """A connected socket, TLS included (certificates are checked); it waits at most CONNECT_SECONDS.
+
+    Raises OSError, of which ssl.SSLError is one, or UnicodeError or ValueError for a name that can't be one.
+    """
+    if address.scheme == "unix":
+        return _unix(address.path)
+    ((host, port),) = address.hosts
+    opened = socket.create_connection((host, port), CONNECT_SECONDS)
+    try:
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _keepalive().items():
+            opened.setsockopt(socket.IPPROTO_TCP, option, value)
+        return _with_tls(opened, host) if address.scheme == "rediss" else opened
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _unix(path: str) -> socket.socket:
+    opened = socket.socket(socket.AF_UNIX)
+    try:
+        opened.settimeout(CONNECT_SECONDS)
+        opened.connect(path)
+        return opened
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _with_tls(opened: socket.socket, host: str) -> socket.socket:
+    import ssl  # costs as much as Python's own start
+
+    return ssl.create_default_context().wrap_socket(opened, server_hostname=host)
+
+
+def _keepalive() -> dict[int, int]:
+    """TCP options that end a connection whose peer is silent for 45 s: idle 30, then three probes 5 apart."""
+    wanted = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 45_000}
+    return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
