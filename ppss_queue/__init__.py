@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ppss_queue.errors import PpssError
     from ppss_queue.model import ItemView, RunState, State
-    from ppss_queue.queue import Queue, Run, connect
+    from ppss_queue.queue import Queue, connect
+    from ppss_queue.run import Run
     from ppss_queue.store import Counts
 
 __version__ = "1.0.0"
@@ -27,7 +28,7 @@ __version__ = "1.0.0"
 _HOMES = {
     "connect": "queue",
     "Queue": "queue",
-    "Run": "queue",
+    "Run": "run",
     "Counts": "store",
     "ItemView": "model",
     "RunState": "model",

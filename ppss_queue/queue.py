@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from types import TracebackType
 
-from ppss_queue import status
 from ppss_queue.address import Address
 from ppss_queue.connection import Connection, check_server
-from ppss_queue.errors import BadInput, OutOfMemory, PpssError, UnknownRun
+from ppss_queue.errors import BadInput, OutOfMemory, PpssError
+from ppss_queue.filling import Durable, fill, nothing_durable
 from ppss_queue.keys import Keys
-from ppss_queue.model import ENDED, STATES, Halt, ItemView, RetryRule, RunSpec, RunState, State
-from ppss_queue.sources import SourceItem, Sources, texts
-from ppss_queue.store import FILLING_SECONDS, Counts, Store, encode_item, read_members, text
-from ppss_queue.units import format_count
+from ppss_queue.model import Halt, RetryRule, RunSpec
+from ppss_queue.replies import read_members
+from ppss_queue.run import Run
+from ppss_queue.sources import Sources, texts
+from ppss_queue.store import Counts, Store
 
-BATCH_ITEMS = 500
-"""Items in one call of add.lua: blocks the server for 2 to 5 ms."""
-CALLS_IN_FLIGHT = 8
-"""Enough to keep a server busy that is 80 ms away."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz"
 """Without look-alikes: no l, so that no id is ever `default` or `last`."""
 _ID_CHARACTERS = "0123456789" + _ID_LETTERS
-_BLOCK_SECONDS = 1.0
-"""A waiting reader looks again this often: a halted run's last lease handed back, or a purge, is no event."""
 
 
 def connect(address: str | None = None) -> Queue:
@@ -50,9 +41,8 @@ class Queue:
         connection: Connection,
         keys: Keys,
         warnings: Sequence[str] = (),
-        durable: Callable[[Connection], AbstractContextManager[None]] | None = None,
+        durable: Durable = nothing_durable,
     ) -> None:
-        """`durable` makes what is written inside it reach the disk; None: that is the server's affair."""
         self.connection = connection
         self.keys = keys
         self.store = Store(connection, keys)
@@ -140,41 +130,18 @@ class Queue:
         """
         run = self._create(spec.with_roots(sources.roots))
         try:
-            self.fill(run, sources, on_added)
+            fill(self.store, run, sources, self._durable, on_added)
         except OutOfMemory as error:
             self._abandon(run)
             raise OutOfMemory(f"{error} Nothing of the run is left.") from None
         except BaseException:
             self._abandon(run)
             raise
-        return Run(self, run)
-
-    def fill(self, run: str, sources: Iterable[SourceItem], on_added: Callable[[int], None]) -> int:
-        """Adds items to a run and opens it; returns how many. Raises UnknownRun, BadInput, ServiceFailed."""
-        total = 0
-        self.connection.receive(self.connection.pending)  # answers to a filling that was broken off
-        self.store.add(run, ())  # Redis knows the script from now on
-        alive = _StillFilling(self.connection, self.keys, run)
-        encoded = (encode_item(name, root) for name, root in sources)
-        try:
-            while batch := list(islice(encoded, BATCH_ITEMS)):
-                self.connection.send([self.store.add_call(run, batch).command])
-                total += len(batch)
-                if self.connection.pending >= CALLS_IN_FLIGHT:
-                    self._added(run, total)
-                    on_added(total)
-            while self.connection.pending:
-                self._added(run, total)
-        finally:
-            alive.stop()
-        on_added(total)
-        with self._durable(self.connection) if self._durable else nullcontext():
-            self.store.open(run)
-        return total
+        return Run(self.store, run, self._durable)
 
     def run(self, name: str) -> Run:
         """A run by id, name or "last". Raises UnknownRun."""
-        return Run(self, self.store.resolve(name))
+        return Run(self.store, self.store.resolve(name), self._durable)
 
     def runs(self) -> list[Counts]:
         """All runs, oldest first."""
@@ -204,14 +171,6 @@ class Queue:
                 return run
             length += 1
 
-    def _added(self, run: str, total: int) -> None:
-        (reply,) = self.connection.receive(1)
-        if isinstance(reply, OutOfMemory):
-            raise OutOfMemory(f"{reply} It was full after about {format_count(total)} items.")
-        if isinstance(reply, PpssError):
-            raise reply
-        self.store.read_added(run, reply)
-
     def _abandon(self, run: str) -> None:
         """Makes a half-filled run go away; if Redis can't be told, its deadline does."""
         try:
@@ -229,183 +188,6 @@ class WorkerView:
     name: str
     node: str
     slots: int
-
-
-class Run:
-    """One run. Its counts and items are read from Redis each time."""
-
-    def __init__(self, queue: Queue, run: str) -> None:
-        self.id = run
-        self._queue = queue
-        self._store = queue.store
-
-    def add(self, items: Iterable[str | bytes | os.PathLike[str]]) -> int:
-        """Adds items, claimable at once; a run that was done is open again. Returns how many.
-
-        `Path`s can be added to a run of files in one directory tree only if they are below its root; give
-        strings otherwise. Raises BadInput if the run was cancelled.
-        """
-        return self.add_sources(texts(items))
-
-    def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
-        """The same for sources."""
-        return self._queue.fill(self.id, _rebased(sources, self._store.spec(self.id)), on_added)
-
-    def status(self) -> Counts:
-        """Counts, rate and workers now. Raises UnknownRun."""
-        for counts in self._store.counts([self.id]):
-            return counts
-        raise UnknownRun(f"There is no run '{self.id}'. See which there are: ppss status")
-
-    def items(self, state: State | str | None = None) -> Iterator[ItemView]:
-        """Items in input order, of one state or all. Raises BadInput, UnknownRun."""
-        if state is not None and state not in STATES:
-            raise BadInput(f"'{state}' is no state of an item. There are {', '.join(STATES)}.")
-        return status.items(self._store, self.id, State(state) if state is not None else None)
-
-    def results(self) -> Iterator[ItemView]:
-        """Items as they end, from the first that ended, until the run ends. An item that is retried comes again."""
-        with self._queue.connection.clone() as connection:
-            store = Store(connection, self._queue.keys)
-            for seqs in self._ends(store, "0"):
-                # One that was retried meanwhile has not ended: it comes with its next end.
-                yield from (view for view in status.view(store, self.id, seqs) if view.state in ENDED)
-
-    def wait(self, timeout_seconds: float | None = None) -> Counts:
-        """Blocks until the run ends (done, cancelled, or halted); no polling. Raises TimeoutError, UnknownRun."""
-        with self._queue.connection.clone() as connection:
-            self._wait(connection, timeout_seconds)
-        return self.status()
-
-    def is_over(self) -> bool:
-        """Whether it is done, cancelled, halted or gone."""
-        return _is_over(next(self._store.counts([self.id]), None))
-
-    async def wait_async(self) -> Counts:
-        """`wait` for asyncio: in a thread, which ends when this is cancelled."""
-        import asyncio
-
-        with self._queue.connection.clone() as connection:  # its end is what ends the thread
-            await asyncio.to_thread(self._wait, connection)
-        return self.status()
-
-    def pause(self) -> None:
-        """Hands nothing out; what runs goes on. Raises BadInput if the run has ended."""
-        self._must_be_alive(self._store.pause(self.id))
-
-    def resume(self) -> None:
-        """Goes on. Raises BadInput if the run has ended."""
-        self._must_be_alive(self._store.resume(self.id))
-
-    def cancel(self, *names: str) -> int:
-        """Ends the run, or these items (by name or `#17`), running or not. Returns how many items that ended."""
-        if names:
-            return self._store.cancel_items(self.id, status.find(self._store, self.id, names))
-        before = self.status().left
-        self._store.cancel(self.id)
-        return before
-
-    def retry(self, *names: str) -> int:
-        """Failed items back to ready, all or these. Returns how many."""
-        return self._store.retry(self.id, status.find(self._store, self.id, names) if names else None)
-
-    def purge(self) -> None:
-        """Forgets a run that ended. Raises BadInput if it has not."""
-        self._store.purge(self.id)
-
-    def log(self, name: str) -> str:
-        """What Redis kept of what the item's last attempt printed (the end of it, of failed items)."""
-        return status.output(self._store, self.id, status.find(self._store, self.id, [name])[0])
-
-    def _must_be_alive(self, state: RunState) -> None:
-        if state in (RunState.DONE, RunState.CANCELLED, RunState.FILLING):
-            raise BadInput(f"Run {self.id} is {state}.")
-
-    def _wait(self, connection: Connection, timeout_seconds: float | None = None) -> None:
-        for _ in self._ends(Store(connection, self._queue.keys), "$", timeout_seconds):
-            pass
-
-    def _ends(self, store: Store, cursor: str, timeout_seconds: float | None = None) -> Iterator[list[int]]:
-        """Numbers of items as they end, in batches, until the run has ended."""
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        key = self._queue.keys.events(self.id)
-        if cursor == "$":
-            newest = store.connection.execute("XREVRANGE", key, "+", "-", "COUNT", 1)
-            cursor = _ids(newest)[-1] if newest else "0"
-        while True:
-            over = _is_over(next(store.counts([self.id]), None))
-            wait = 0.0 if over else _BLOCK_SECONDS
-            if deadline is not None:
-                wait = min(wait, max(0.0, deadline - time.monotonic()))
-            block = ("BLOCK", max(1, int(wait * 1000)))
-            reply = store.connection.execute("XREAD", "COUNT", 1000, *block, "STREAMS", key, cursor)
-            if isinstance(reply, list) and reply:
-                entries = reply[0][1] if isinstance(reply[0], list) else []
-                cursor = _ids(entries)[-1]
-                yield [seq for seq in _seqs(entries) if seq]
-            elif over:
-                return
-            if not over and deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"run {self.id} has not ended within {timeout_seconds:g} s")
-
-
-class _StillFilling:
-    """Shows that an enqueuer is alive while its source is slow, from a thread that usually never wakes up."""
-
-    def __init__(self, connection: Connection, keys: Keys, run: str) -> None:
-        self._stopped = threading.Event()
-        self._connection = connection
-        self._keys = keys
-        self._run = run
-        threading.Thread(target=self._renew, name="filling", daemon=True).start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _renew(self) -> None:
-        while not self._stopped.wait(FILLING_SECONDS / 5):
-            try:
-                with self._connection.clone(name="ppss-filling") as connection:
-                    Store(connection, self._keys).add(self._run, ())
-            except PpssError:
-                continue  # the enqueuer itself will meet it
-
-
-def _rebased(sources: Sources, spec: RunSpec) -> Iterator[SourceItem]:
-    """Items of new sources in terms of a run's roots. Raises BadInput for files outside of them."""
-    from ppss_queue.sources import local_path
-
-    for name, root in sources:
-        place = sources.roots[root]
-        if place in spec.roots:
-            yield SourceItem(name, spec.roots.index(place))
-            continue
-        path = local_path(place, name)
-        for index, known in enumerate(spec.roots):
-            if known and path.startswith(known.rstrip("/") + "/"):
-                yield SourceItem(path[len(known.rstrip("/")) + 1 :], index)
-                break
-        else:
-            kinds = " and ".join(f"files below {known}" if known else "texts" for known in spec.roots)
-            raise BadInput(f"'{path}' does not fit into this run, which has {kinds}. Make a run of its own.")
-
-
-def _is_over(counts: Counts | None) -> bool:
-    if counts is None:
-        return True
-    return counts.state in (RunState.DONE, RunState.CANCELLED) or (
-        counts.state is RunState.PAUSED and bool(counts.reason) and counts.leased == counts.expired
-    )
-
-
-def _ids(entries: object) -> list[str]:
-    return [text(entry[0]) for entry in entries] if isinstance(entries, list) else []
-
-
-def _seqs(entries: object) -> Iterator[int]:
-    for entry in entries if isinstance(entries, list) else ():
-        fields = read_members(entry[1])
-        yield int(dict(zip(fields[::2], fields[1::2], strict=True))["s"])
 
 
 def check(spec: RunSpec) -> None:

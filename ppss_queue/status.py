@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from ppss_queue.connection import Reply
 from ppss_queue.errors import PpssError, UnknownItem, UnknownRun
 from ppss_queue.model import Item, ItemView, Outcome, State, job_id, seq_of_job
-from ppss_queue.store import CHUNK, Store, integer, outcome_of, read_kept_output, read_members, text
+from ppss_queue.replies import integer, read_members, text
+from ppss_queue.rq_form import outcome_of, read_kept_output
+from ppss_queue.store import CHUNK, Store
 
 _FIELDS = ("status", "description", "item", "root", "attempts", "lost", "outcome")
 _NUMBER = re.compile("#([0-9]{1,15})")

@@ -1,20 +1,20 @@
 """Typed operations on runs, items and leases: each is one Lua script (two or more calls where it says so).
 
-Methods of `Store` wait for their answer. The worker's hot operations are also there as `Calls`, which only
-builds the call, so that many can be on their way at once, and as functions that read the replies.
+Methods of `Store` wait for their answer; what a worker does all the time is in calls.py.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ppss_queue import scripts
 from ppss_queue.connection import Argument, Connection, Reply
-from ppss_queue.errors import BadInput, PpssError, ServiceFailed, UnknownRun
+from ppss_queue.errors import BadInput, PpssError, UnknownRun
 from ppss_queue.keys import SCHEMA_VERSION, Keys
-from ppss_queue.model import RUN_VERSION, Halt, Item, Lease, Outcome, RunSpec, RunState, job_id, seq_of_job
+from ppss_queue.model import RUN_VERSION, RunSpec, RunState, job_id
+from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.rq_form import RQ_DATA
 from ppss_queue.scripts import Call
 
 CHUNK = 1000
@@ -25,39 +25,6 @@ CANCEL_CHUNK = 10
 
 FILLING_SECONDS = 300.0
 """A run whose enqueuer was silent this long is abandoned."""
-
-WORKER_SILENCE_SECONDS = 60
-"""A worker that was silent this long is forgotten by RQ's views."""
-
-_WORD_JOINER = "\u2060"
-
-# pickle of ("ppss_queue.broker.use_ppss_worker", None, (), {}): written for RQ's viewers, never read by us.
-RQ_DATA = b"\x80\x02(U!ppss_queue.broker.use_ppss_workerN)}t."
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The answer to a claim."""
-
-    leases: tuple[Lease, ...]
-    visibility_seconds: Mapping[str, float]
-    """Per run of the leases."""
-    wake_seconds: float | None
-    """When a lease expires or a retry comes due; None: nothing is scheduled."""
-    open_runs: int
-    """Runs that this worker may claim from and that have not ended."""
-    suspended: bool
-    newer_run: str | None
-    """A run that was made by a newer PPSS."""
-
-
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    run: str
-    state: str
-    reason: str
-    lost: tuple[str, ...]
-    """Members that are no longer ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,120 +61,6 @@ class Counts:
     @property
     def left(self) -> int:
         return self.ready + self.leased + self.delayed
-
-
-def member(lease: Lease) -> str:
-    """How a lease is named in Redis."""
-    return f"{lease.job}:{lease.token}"
-
-
-def shown(name: str) -> str:
-    """An item's text for RQ's viewers: strict UTF-8, and no markup, since the dashboard prints it raw."""
-    clean = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return clean.replace("<", "‹")
-
-
-def encode_item(name: str, root: int = 0) -> bytes:
-    """The form that add.lua takes. `name` holds no NUL."""
-    exact = name.encode("utf-8", "surrogateescape")
-    visible = shown(name).encode("utf-8")
-    if visible == exact and not root and exact:
-        return exact
-    return b"\0%s\0%s\0%s" % (
-        str(root).encode() if root else b"",
-        visible,
-        exact if visible != exact else b"",
-    )
-
-
-class Calls:
-    """Builds the calls of one worker."""
-
-    def __init__(self, keys: Keys, worker: str, nonce: str) -> None:
-        self._keys = keys
-        self._worker = worker
-        self._nonce = nonce
-
-    def claim(self, want: int, idle: int, *, has_command: bool = False, runs: Sequence[str] = ()) -> Call:
-        """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs).
-
-        `has_command`: the worker can run items of runs that have no command.
-        """
-        fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
-        return Call(self._keys, "claim", (*fixed, *runs))
-
-    def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
-        """(lease, slot) of attempts that are about to begin."""
-        flat: list[Argument] = [run, self._worker]
-        for lease, slot in starts:
-            flat += (member(lease), slot)
-        return Call(self._keys, "start", tuple(flat))
-
-    def ack(self, run: str, ended: Iterable[tuple[Lease, Outcome, bytes]]) -> Call:
-        """(lease, outcome, kept output in RQ's form or nothing)."""
-        flat: list[Argument] = [run, self._worker]
-        for lease, outcome, kept in ended:
-            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", kept)
-        return Call(self._keys, "ack", tuple(flat))
-
-    def fail(self, run: str, ended: Iterable[tuple[Lease, Outcome, float | None, bytes]]) -> Call:
-        """(lease, outcome, seconds until the next attempt or None, output in RQ's form)."""
-        flat: list[Argument] = [run, self._worker]
-        for lease, outcome, delay, kept in ended:
-            wait = "" if delay is None else f"{delay:.6f}"
-            # RQ's dashboard shows failures, and offers to requeue them, only if they have a text.
-            told = kept or kept_output(outcome.failure.encode("utf-8", "surrogateescape"))
-            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
-        return Call(self._keys, "fail", tuple(flat))
-
-    def release(self, run: str, leases: Iterable[Lease]) -> Call:
-        return Call(self._keys, "release", (run, self._worker, *map(member, leases)))
-
-    def renew(self, run: str, members: Iterable[str]) -> Call:
-        return Call(self._keys, "renew", (run, *members))
-
-    def reserve(self, lease: Lease, names: Sequence[str]) -> Call:
-        return Call(self._keys, "reserve", (lease.run, member(lease), *names))
-
-    def heartbeat(self, facts: Mapping[str, Argument]) -> Call:
-        flat = [part for pair in facts.items() for part in pair]
-        return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, *flat))
-
-    def retire(self, runs: Iterable[str]) -> Call:
-        return Call(self._keys, "retire", (self._worker, *runs))
-
-
-def read_claim(reply: Reply) -> Claimed:
-    """Raises ServiceFailed for a reply that claim.lua can't have given."""
-    parts = _list(reply)
-    leases: list[Lease] = []
-    visibility: dict[str, float] = {}
-    for batch in parts[3:]:
-        values = [text(value) for value in _list(batch)]
-        run, token = values[0], values[1]
-        visibility[run] = float(values[2])
-        for at in range(3, len(values), 6):
-            job, description, exact, root, attempts, failures = values[at : at + 6]
-            item = Item(seq_of_job(job), exact or description, int(root or 0))
-            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
-    wake, open_runs = text(parts[0]), integer(parts[1])
-    return Claimed(
-        leases=tuple(leases),
-        visibility_seconds=visibility,
-        wake_seconds=float(wake) if wake else None,
-        open_runs=max(open_runs, 0),
-        suspended=open_runs < 0,
-        newer_run=text(parts[2]) or None,
-    )
-
-
-def read_members(reply: Reply) -> tuple[str, ...]:
-    return tuple(text(value) for value in _list(reply))
-
-
-def read_renewed(run: str, reply: Reply) -> Renewed:
-    values = read_members(reply)
-    return Renewed(run, values[0], values[1], values[2:])
 
 
 class Store:
@@ -359,7 +212,7 @@ class Store:
 
 def read_counts(run: str, reply: list[Reply]) -> Counts:
     """The answer of counts.lua."""
-    pairs = [text(value) for value in _list(reply[0])]
+    pairs = [text(value) for value in as_list(reply[0])]
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
     ready, leased, delayed, succeeded, failed, running, expired, recent = (
         integer(value) for value in reply[1:9]
@@ -399,69 +252,3 @@ def _refused(run: str, reply: str, consequence: str) -> BadInput:
     if reply == "unknown":
         return UnknownRun(f"There is no run '{run}'. See which there are: ppss status")
     return BadInput(f"Run {run} is {reply}: {consequence}.")
-
-
-def text(reply: Reply) -> str:
-    """A bulk reply as text, byte for byte (surrogateescape)."""
-    if isinstance(reply, bytes):
-        return reply.decode("utf-8", "surrogateescape")
-    return "" if reply is None else str(reply)
-
-
-def integer(reply: Reply) -> int:
-    return int(reply) if isinstance(reply, (int, bytes, str)) else 0
-
-
-def _list(reply: Reply) -> list[Reply]:
-    if not isinstance(reply, list):
-        raise ServiceFailed(f"Redis gave an answer that PPSS does not know: {reply!r}")
-    return reply
-
-
-def kept_output(output: bytes) -> bytes:
-    """Output in the form in which RQ's viewers read it: zlib, then base64.
-
-    The dashboard prints it raw: a word joiner, which no eye sees, behind each `<` keeps it from opening a tag.
-    """
-    import base64
-    import zlib
-
-    shown = output.decode("utf-8", "backslashreplace").replace("<", "<" + _WORD_JOINER)
-    return base64.b64encode(zlib.compress(shown.encode("utf-8"), 6))
-
-
-def read_kept_output(kept: bytes) -> str:
-    """The other way round."""
-    import base64
-    import zlib
-
-    return zlib.decompress(base64.b64decode(kept)).decode("utf-8").replace("<" + _WORD_JOINER, "<")
-
-
-def outcome_of(reply: Reply) -> Outcome:
-    """The `outcome` field of a job hash; anything else there counts as none."""
-    try:
-        return Outcome.from_json(reply if isinstance(reply, bytes) else None)
-    except (json.JSONDecodeError, TypeError):
-        return Outcome()
-
-
-__all__ = [
-    "CHUNK",
-    "Calls",
-    "Claimed",
-    "Counts",
-    "Halt",
-    "Renewed",
-    "Store",
-    "encode_item",
-    "kept_output",
-    "member",
-    "outcome_of",
-    "read_claim",
-    "read_counts",
-    "read_kept_output",
-    "read_members",
-    "read_renewed",
-    "shown",
-]

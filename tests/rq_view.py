@@ -17,9 +17,12 @@ from helpers import wait_until
 from redis import Redis
 
 from ppss_queue import scripts
+from ppss_queue.calls import Calls, read_claim
 from ppss_queue.model import Lease, Outcome
-from ppss_queue.queue import Queue, Run
-from ppss_queue.store import Calls, Counts, kept_output, read_claim
+from ppss_queue.queue import Queue
+from ppss_queue.rq_form import kept_output
+from ppss_queue.run import Run
+from ppss_queue.store import Counts
 
 ROOT = Path(__file__).parent.parent
 WORKER = "node.1-abcd"

@@ -20,7 +20,8 @@ from ppss_queue.cli.say import fail, no_worker, say, typed
 from ppss_queue.connection import Reply
 from ppss_queue.errors import ExitCode, PpssError
 from ppss_queue.model import ENDED, Lease, RunState
-from ppss_queue.queue import Queue, Run
+from ppss_queue.queue import Queue
+from ppss_queue.run import Run
 from ppss_queue.scripts import Call
 from ppss_queue.store import Counts, read_counts
 from ppss_queue.units import format_count, plural

@@ -12,7 +12,7 @@ from itertools import islice
 from ppss_queue.cli.say import say, typed
 from ppss_queue.errors import ExitCode
 from ppss_queue.model import ItemView, RunState, State
-from ppss_queue.queue import Run
+from ppss_queue.run import Run
 from ppss_queue.store import Counts
 from ppss_queue.units import format_count, format_duration, plural, printable, shorten
 

@@ -18,7 +18,8 @@ from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import plural
 
 if TYPE_CHECKING:
-    from ppss_queue.queue import Queue, Run
+    from ppss_queue.queue import Queue
+    from ppss_queue.run import Run
     from ppss_queue.sources import Sources
 
 

@@ -71,13 +71,6 @@ local function end_lease(run, member)
   return held and is_alive((split_member(member)))
 end
 
--- Whether `member` is a lease, of an item that is still alive; if not, nothing of it is left.
-local function is_held(run, member)
-  if redis.call('ZSCORE', registry('wip', run), member) and is_alive((split_member(member))) then return true end
-  end_lease(run, member)
-  return false
-end
-
 local function lowest_pass()
   local first = redis.call('ZRANGE', P .. 'open', 0, 0, 'WITHSCORES')
   return first[2] or 0
@@ -101,6 +94,14 @@ end
 local function settle(run)
   local state = redis.call('HGET', run_key(run), 'state')
   if (state == 'open' or state == 'paused') and count_left(run) == 0 then end_run(run, 'done') end
+end
+
+-- Whether `member` is a lease, of an item that is still alive; if not, nothing of it is left.
+local function is_held(run, member)
+  if redis.call('ZSCORE', registry('wip', run), member) and is_alive((split_member(member))) then return true end
+  end_lease(run, member)
+  settle(run)
+  return false
 end
 
 local function open_run(run)

@@ -8,7 +8,6 @@ local reply = { values[1] or 'unknown', values[2] or '' }
 for index = 2, #ARGV do
   local member = ARGV[index]
   if not is_held(run, member) then
-    settle(run)
     reply[#reply + 1] = member
   else
     redis.call('ZADD', registry('wip', run), 'XX', NOW + CENTURY + tonumber(values[3]), member)

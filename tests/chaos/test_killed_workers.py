@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from ppss_queue.queue import Run, connect
-from ppss_queue.store import read_members
+from ppss_queue.queue import connect
+from ppss_queue.replies import read_members
+from ppss_queue.run import Run
 
 COMMAND = """
 printf 'start %s %s %s\\n' "$PPSS_SEQ" "$PPSS_NODE" "$(date +%s.%N)" >> "$LOG"

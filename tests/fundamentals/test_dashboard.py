@@ -32,9 +32,10 @@ from rq_view import (
 )
 
 from ppss_queue import scripts
+from ppss_queue.calls import member
 from ppss_queue.model import RunState
 from ppss_queue.queue import Queue, connect
-from ppss_queue.store import member, shown
+from ppss_queue.rq_form import shown
 
 MARKED = 'document.title="pwned"'
 HOSTILE = (
@@ -149,7 +150,7 @@ STATE_OF_LIST = {
 def _after_renewal(frozen: Frozen) -> dict[str, int]:
     """The states once the worker has renewed its leases: so it learns which items were deleted."""
     renew = frozen.calls.renew(frozen.run.id, map(member, frozen.leases.values()))
-    scripts.run(frozen.run._queue.connection, renew)
+    scripts.run(frozen.run._store.connection, renew)
     return states(frozen.run.status())
 
 

@@ -129,7 +129,8 @@ def test_every_python_example_works(environment: dict[str, str], tmp_path: Path)
 
 def test_every_argument_and_method_that_the_python_page_names_exists() -> None:
     from ppss_queue.model import Item, ItemView, Outcome
-    from ppss_queue.queue import Queue, Run
+    from ppss_queue.queue import Queue
+    from ppss_queue.run import Run
     from ppss_queue.store import Counts
 
     text = (DOCS / "python.md").read_text()

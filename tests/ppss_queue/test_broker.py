@@ -46,10 +46,12 @@ from rq_view import (
 
 from ppss_queue import scripts
 from ppss_queue.broker import serve_dashboard, use_ppss_worker
+from ppss_queue.calls import Calls, read_claim
 from ppss_queue.errors import BadInput
 from ppss_queue.model import RunState
-from ppss_queue.queue import Queue, Run, connect
-from ppss_queue.store import RQ_DATA, Calls, read_claim
+from ppss_queue.queue import Queue, connect
+from ppss_queue.rq_form import RQ_DATA
+from ppss_queue.run import Run
 
 REGISTRIES = {
     "started": StartedJobRegistry,
@@ -161,7 +163,7 @@ def test_rq_info_shows_the_run_and_disturbs_nothing(frozen: Frozen, redis: Redis
     assert {key: redis.dump(key) for key in redis.keys("*")} == before
     assert states(frozen.run.status()) == FROZEN_STATES
     lost = scripts.run(
-        frozen.run._queue.connection, frozen.calls.start(frozen.run.id, [(frozen.leases["unstarted"], 1)])
+        frozen.run._store.connection, frozen.calls.start(frozen.run.id, [(frozen.leases["unstarted"], 1)])
     )
     assert lost == [], "the lease is still ours"
 
@@ -199,7 +201,7 @@ def test_deleting_from_rq_moves_items_to_cancelled_whatever_their_state(frozen: 
         Job.fetch(frozen.jobs[name], connection=redis).delete()
         counts = states(frozen.run.status())
     assert {name: count for name, count in counts.items() if count} == {"leased": 1, "cancelled": 7}
-    connection, calls, run = frozen.run._queue.connection, frozen.calls, frozen.run.id
+    connection, calls, run = frozen.run._store.connection, frozen.calls, frozen.run.id
     renewed = scripts.run(
         connection, calls.renew(run, [f"{lease.job}:{lease.token}" for lease in frozen.leases.values()])
     )

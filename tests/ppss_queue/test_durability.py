@@ -17,13 +17,14 @@ from helpers import wait_until
 
 from ppss_queue import scripts, server
 from ppss_queue.address import Address
+from ppss_queue.calls import Calls, read_claim
 from ppss_queue.connection import Connection
 from ppss_queue.durability import durable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Outcome, RunState
-from ppss_queue.queue import Queue, Run, connect
+from ppss_queue.queue import Queue, connect
+from ppss_queue.run import Run
 from ppss_queue.server_place import ServerPlace, default_place
-from ppss_queue.store import Calls, read_claim
 
 KEYS = Keys()
 

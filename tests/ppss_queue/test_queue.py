@@ -16,13 +16,15 @@ import pytest
 from helpers import wait_until
 from redis import Redis
 
-from ppss_queue import queue as subject
-from ppss_queue import scripts
+from ppss_queue import filling, scripts
+from ppss_queue.calls import Calls, read_claim
 from ppss_queue.errors import BadInput, ConnectFailed, OutOfMemory, UnknownItem, UnknownRun
+from ppss_queue.filling import BATCH_ITEMS, CALLS_IN_FLIGHT
 from ppss_queue.keys import Keys
 from ppss_queue.model import STATES, Outcome, RetryRule, RunState, State
-from ppss_queue.queue import BATCH_ITEMS, CALLS_IN_FLIGHT, Queue, Run, connect
-from ppss_queue.store import FILLING_SECONDS, Calls, read_claim
+from ppss_queue.queue import _ID_CHARACTERS, Queue, connect
+from ppss_queue.run import Run
+from ppss_queue.store import FILLING_SECONDS
 
 KEYS = Keys()
 MANY = BATCH_ITEMS * (CALLS_IN_FLIGHT + 4) + 7
@@ -298,7 +300,7 @@ def test_an_id_is_a_letter_and_three_characters_that_are_not_mixed_up(queue: Que
 
 def test_an_id_is_never_a_word_that_means_another_queue_or_run() -> None:
     for word in ("default", "last"):
-        assert not set(word) <= set(subject._ID_CHARACTERS)
+        assert not set(word) <= set(_ID_CHARACTERS)
 
 
 def test_an_id_that_is_taken_gives_a_longer_one(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +456,7 @@ def test_an_enqueuer_that_was_killed_leaves_a_run_that_nobody_gets_and_that_goes
 def test_a_slow_source_keeps_its_run_alive(
     queue: Queue, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(subject, "FILLING_SECONDS", 0.05)
+    monkeypatch.setattr(filling, "FILLING_SECONDS", 0.05)
 
     def items() -> Iterator[str]:
         yield "a"

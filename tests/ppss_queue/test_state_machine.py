@@ -36,12 +36,15 @@ from rq.suspension import suspend as rq_suspend
 
 from ppss_queue import scripts
 from ppss_queue.address import Address
+from ppss_queue.calls import Calls, member, read_claim, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
 from ppss_queue.model import Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id, seq_of_job
-from ppss_queue.store import Calls, Store, encode_item, member, read_claim, read_members, read_renewed
-from ppss_queue.store import text as decoded
+from ppss_queue.replies import read_members
+from ppss_queue.replies import text as decoded
+from ppss_queue.rq_form import encode_item
+from ppss_queue.store import Store
 
 VISIBILITY_SECONDS = 1000.0
 """No lease expires and no retry comes due by itself while a test runs."""
@@ -511,9 +514,9 @@ class LeaseMachine(RuleBasedStateMachine):
                 attempt.started = True
                 continue
             lost.append(attempt.member)
-            if model and attempt.member in model.leased:
+            if model:
                 model.end_lease(attempt)
-                model.unsettled = True
+                model.settle()
         starts = [(attempt.lease, slot) for slot, attempt in enumerate(attempts, 1)]
         assert list(read_members(self.call(self.calls[worker].start(run, starts)))) == lost
 
@@ -529,7 +532,7 @@ class LeaseMachine(RuleBasedStateMachine):
             lost.append(attempt.member)
             if model:
                 model.end_lease(attempt)
-                model.unsettled = True
+                model.settle()
         assert list(renewed.lost) == lost
 
     def _ack(self, attempts: list[Attempt]) -> None:
@@ -579,6 +582,9 @@ class LeaseMachine(RuleBasedStateMachine):
         model, job = self.runs.get(attempt.lease.run), attempt.lease.job
         if not (model and attempt.member in model.leased and model.items[job].wanted):
             assert reply == b"lost"
+            if model:
+                model.end_lease(attempt)
+                model.settle()
             return
         taken = [name for name in names if model.outputs.get(name, job) != job]
         if not taken:

@@ -9,11 +9,13 @@ import pytest
 
 from ppss_queue import scripts, status
 from ppss_queue.address import Address
+from ppss_queue.calls import Calls, read_claim
 from ppss_queue.connection import Connection
 from ppss_queue.errors import UnknownItem, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import STATES, Item, ItemView, Lease, Outcome, RetryRule, RunSpec, State
-from ppss_queue.store import CHUNK, Calls, Store, encode_item, kept_output, read_claim
+from ppss_queue.rq_form import encode_item, kept_output
+from ppss_queue.store import CHUNK, Store
 
 KEYS = Keys()
 CALLS = Calls(KEYS, "w", "nonce")

@@ -19,27 +19,14 @@ from rq.registry import FailedJobRegistry
 
 from ppss_queue import scripts
 from ppss_queue.address import Address
+from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, member, read_claim, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
 from ppss_queue.model import ITEM_BYTES_MAX, Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id
-from ppss_queue.store import (
-    CHUNK,
-    FILLING_SECONDS,
-    WORKER_SILENCE_SECONDS,
-    Calls,
-    Claimed,
-    Counts,
-    Store,
-    encode_item,
-    kept_output,
-    member,
-    read_claim,
-    read_kept_output,
-    read_members,
-    read_renewed,
-    shown,
-)
+from ppss_queue.replies import read_members
+from ppss_queue.rq_form import encode_item, kept_output, read_kept_output, shown
+from ppss_queue.store import CHUNK, FILLING_SECONDS, Counts, Store
 
 KEYS = Keys()
 PLAIN = RunSpec(command="true")

@@ -13,9 +13,10 @@ import pytest
 from helpers import wait_until
 
 from ppss_queue.model import ItemView, RunSpec, State
-from ppss_queue.queue import Queue, Run, connect
+from ppss_queue.queue import Queue, connect
+from ppss_queue.replies import text
+from ppss_queue.run import Run
 from ppss_queue.sources import texts
-from ppss_queue.store import text
 
 _PPSS = [sys.executable, "-c", "from ppss_queue.cli import main; main()"]
 

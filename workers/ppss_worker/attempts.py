@@ -13,10 +13,12 @@ from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
+from ppss_queue.calls import Calls, member
 from ppss_queue.connection import Reply
 from ppss_queue.errors import LeaseLost, MachineFailed, PpssError
 from ppss_queue.model import Lease, Outcome, seq_of_job
-from ppss_queue.store import Calls, kept_output, member, read_members
+from ppss_queue.replies import read_members
+from ppss_queue.rq_form import kept_output
 from ppss_queue.units import format_duration
 from ppss_worker.launch import Launcher
 from ppss_worker.link import Link

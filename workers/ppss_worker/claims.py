@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ppss_queue.calls import Calls, Claimed, read_claim
 from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.keys import Keys
-from ppss_queue.store import Calls, Claimed, read_claim
 from ppss_worker.link import Link
 
 PREFETCH_MAX = 256

@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ppss_queue import scripts
+from ppss_queue.calls import Calls, Renewed, read_renewed
 from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Argument, Connection
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
-from ppss_queue.store import Calls, Renewed, read_renewed
 
 HEARTBEAT_SECONDS = 10.0
 """How often a worker shows that it is alive; a sixth of the time after which RQ's views forget it."""

@@ -6,9 +6,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from ppss_queue.calls import Calls
 from ppss_queue.connection import Reply
 from ppss_queue.model import Lease, Outcome
-from ppss_queue.store import Calls, read_members
+from ppss_queue.replies import read_members
 from ppss_worker.link import Link
 
 BATCH = 64

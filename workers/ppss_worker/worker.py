@@ -26,12 +26,14 @@ from pathlib import Path
 from types import FrameType
 
 from ppss_queue import __version__
+from ppss_queue.calls import Calls, Claimed, member
 from ppss_queue.connection import Argument, Connection, Reply
 from ppss_queue.errors import ConnectFailed, ExitCode, PpssError, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
+from ppss_queue.replies import read_members
 from ppss_queue.scripts import Call
-from ppss_queue.store import CHUNK, Calls, Claimed, Store, member, read_members
+from ppss_queue.store import CHUNK, Store
 from ppss_worker.attempts import Attempts, Observer
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian

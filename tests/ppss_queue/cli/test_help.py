@@ -87,6 +87,7 @@ def test_examples_are_valid(name: str, tmp_path: Path) -> None:
         stub = f"ppss() {{ printf '%q ' \"$@\" >> {noted}; echo >> {noted}; }}\n"
         done = subprocess.run(
             ["/bin/bash", "-c", stub + line],
+            cwd=tmp_path,
             env={"HOME": str(tmp_path), "PATH": ""},
             capture_output=True,
             check=False,

@@ -1,0 +1,132 @@
+"""The calls of a worker: only built here, so that many can be on their way at once; and what they are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ppss_queue.connection import Argument, Reply
+from ppss_queue.keys import SCHEMA_VERSION, Keys
+from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
+from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.rq_form import kept_output
+from ppss_queue.scripts import Call
+
+WORKER_SILENCE_SECONDS = 60
+"""A worker that was silent this long is forgotten by RQ's views."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The answer to a claim."""
+
+    leases: tuple[Lease, ...]
+    visibility_seconds: Mapping[str, float]
+    """Per run of the leases."""
+    wake_seconds: float | None
+    """When a lease expires or a retry comes due; None: nothing is scheduled."""
+    open_runs: int
+    """Runs that this worker may claim from and that have not ended."""
+    suspended: bool
+    newer_run: str | None
+    """A run that was made by a newer PPSS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    run: str
+    state: str
+    reason: str
+    lost: tuple[str, ...]
+    """Members that are no longer ours."""
+
+
+def member(lease: Lease) -> str:
+    """How a lease is named in Redis."""
+    return f"{lease.job}:{lease.token}"
+
+
+class Calls:
+    """Builds the calls of one worker."""
+
+    def __init__(self, keys: Keys, worker: str, nonce: str) -> None:
+        self._keys = keys
+        self._worker = worker
+        self._nonce = nonce
+
+    def claim(self, want: int, idle: int, *, has_command: bool = False, runs: Sequence[str] = ()) -> Call:
+        """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs).
+
+        `has_command`: the worker can run items of runs that have no command.
+        """
+        fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
+        return Call(self._keys, "claim", (*fixed, *runs))
+
+    def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
+        """(lease, slot) of attempts that are about to begin."""
+        flat: list[Argument] = [run, self._worker]
+        for lease, slot in starts:
+            flat += (member(lease), slot)
+        return Call(self._keys, "start", tuple(flat))
+
+    def ack(self, run: str, ended: Iterable[tuple[Lease, Outcome, bytes]]) -> Call:
+        """(lease, outcome, kept output in RQ's form or nothing)."""
+        flat: list[Argument] = [run, self._worker]
+        for lease, outcome, kept in ended:
+            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", kept)
+        return Call(self._keys, "ack", tuple(flat))
+
+    def fail(self, run: str, ended: Iterable[tuple[Lease, Outcome, float | None, bytes]]) -> Call:
+        """(lease, outcome, seconds until the next attempt or None, output in RQ's form)."""
+        flat: list[Argument] = [run, self._worker]
+        for lease, outcome, delay, kept in ended:
+            wait = "" if delay is None else f"{delay:.6f}"
+            # RQ's dashboard shows failures, and offers to requeue them, only if they have a text.
+            told = kept or kept_output(outcome.failure.encode("utf-8", "surrogateescape"))
+            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
+        return Call(self._keys, "fail", tuple(flat))
+
+    def release(self, run: str, leases: Iterable[Lease]) -> Call:
+        return Call(self._keys, "release", (run, self._worker, *map(member, leases)))
+
+    def renew(self, run: str, members: Iterable[str]) -> Call:
+        return Call(self._keys, "renew", (run, *members))
+
+    def reserve(self, lease: Lease, names: Sequence[str]) -> Call:
+        return Call(self._keys, "reserve", (lease.run, member(lease), *names))
+
+    def heartbeat(self, facts: Mapping[str, Argument]) -> Call:
+        flat = [part for pair in facts.items() for part in pair]
+        return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, *flat))
+
+    def retire(self, runs: Iterable[str]) -> Call:
+        return Call(self._keys, "retire", (self._worker, *runs))
+
+
+def read_claim(reply: Reply) -> Claimed:
+    """Raises ServiceFailed for a reply that claim.lua can't have given."""
+    parts = as_list(reply)
+    leases: list[Lease] = []
+    visibility: dict[str, float] = {}
+    for batch in parts[3:]:
+        values = [text(value) for value in as_list(batch)]
+        run, token = values[0], values[1]
+        visibility[run] = float(values[2])
+        for at in range(3, len(values), 6):
+            job, description, exact, root, attempts, failures = values[at : at + 6]
+            item = Item(seq_of_job(job), exact or description, int(root or 0))
+            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
+    wake, open_runs = text(parts[0]), integer(parts[1])
+    return Claimed(
+        leases=tuple(leases),
+        visibility_seconds=visibility,
+        wake_seconds=float(wake) if wake else None,
+        open_runs=max(open_runs, 0),
+        suspended=open_runs < 0,
+        newer_run=text(parts[2]) or None,
+    )
+
+
+def read_renewed(run: str, reply: Reply) -> Renewed:
+    values = read_members(reply)
+    return Renewed(run, values[0], values[1], values[2:])

@@ -1,0 +1,156 @@
+"""One run, as Python users and the command line see it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from ppss_queue import status
+from ppss_queue.connection import Connection
+from ppss_queue.errors import BadInput, UnknownRun
+from ppss_queue.filling import Durable, fill, nothing_durable, rebased
+from ppss_queue.model import ENDED, STATES, ItemView, RunState, State
+from ppss_queue.replies import read_members, text
+from ppss_queue.sources import Sources, texts
+from ppss_queue.store import Counts, Store
+
+_BLOCK_SECONDS = 1.0
+"""A waiting reader looks again this often: a halted run's last lease handed back, or a purge, is no event."""
+
+
+class Run:
+    """One run. Its counts and items are read from Redis each time."""
+
+    def __init__(self, store: Store, run: str, durable: Durable = nothing_durable) -> None:
+        self.id = run
+        self._store = store
+        self._durable = durable
+
+    def add(self, items: Iterable[str | bytes | os.PathLike[str]]) -> int:
+        """Adds items, claimable at once; a run that was done is open again. Returns how many.
+
+        `Path`s can be added to a run of files in one directory tree only if they are below its root; give
+        strings otherwise. Raises BadInput if the run was cancelled.
+        """
+        return self.add_sources(texts(items))
+
+    def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
+        """The same for sources."""
+        items = rebased(sources, self._store.spec(self.id))
+        return fill(self._store, self.id, items, self._durable, on_added)
+
+    def status(self) -> Counts:
+        """Counts, rate and workers now. Raises UnknownRun."""
+        for counts in self._store.counts([self.id]):
+            return counts
+        raise UnknownRun(f"There is no run '{self.id}'. See which there are: ppss status")
+
+    def items(self, state: State | str | None = None) -> Iterator[ItemView]:
+        """Items in input order, of one state or all. Raises BadInput, UnknownRun."""
+        if state is not None and state not in STATES:
+            raise BadInput(f"'{state}' is no state of an item. There are {', '.join(STATES)}.")
+        return status.items(self._store, self.id, State(state) if state is not None else None)
+
+    def results(self) -> Iterator[ItemView]:
+        """Items as they end, from the first that ended, until the run ends. An item that is retried comes again."""
+        with self._store.connection.clone() as connection:
+            store = Store(connection, self._store.keys)
+            for seqs in self._ends(store, "0"):
+                # One that was retried meanwhile has not ended: it comes with its next end.
+                yield from (view for view in status.view(store, self.id, seqs) if view.state in ENDED)
+
+    def wait(self, timeout_seconds: float | None = None) -> Counts:
+        """Blocks until the run ends (done, cancelled, or halted); no polling. Raises TimeoutError, UnknownRun."""
+        with self._store.connection.clone() as connection:
+            self._wait(connection, timeout_seconds)
+        return self.status()
+
+    def is_over(self) -> bool:
+        """Whether it is done, cancelled, halted or gone."""
+        return _is_over(next(self._store.counts([self.id]), None))
+
+    async def wait_async(self) -> Counts:
+        """`wait` for asyncio: in a thread, which ends when this is cancelled."""
+        import asyncio
+
+        with self._store.connection.clone() as connection:  # its end is what ends the thread
+            await asyncio.to_thread(self._wait, connection)
+        return self.status()
+
+    def pause(self) -> None:
+        """Hands nothing out; what runs goes on. Raises BadInput if the run has ended."""
+        self._must_be_alive(self._store.pause(self.id))
+
+    def resume(self) -> None:
+        """Goes on. Raises BadInput if the run has ended."""
+        self._must_be_alive(self._store.resume(self.id))
+
+    def cancel(self, *names: str) -> int:
+        """Ends the run, or these items (by name or `#17`), running or not. Returns how many items that ended."""
+        if names:
+            return self._store.cancel_items(self.id, status.find(self._store, self.id, names))
+        before = self.status().left
+        self._store.cancel(self.id)
+        return before
+
+    def retry(self, *names: str) -> int:
+        """Failed items back to ready, all or these. Returns how many."""
+        return self._store.retry(self.id, status.find(self._store, self.id, names) if names else None)
+
+    def purge(self) -> None:
+        """Forgets a run that ended. Raises BadInput if it has not."""
+        self._store.purge(self.id)
+
+    def log(self, name: str) -> str:
+        """What Redis kept of what the item's last attempt printed (the end of it, of failed items)."""
+        return status.output(self._store, self.id, status.find(self._store, self.id, [name])[0])
+
+    def _must_be_alive(self, state: RunState) -> None:
+        if state in (RunState.DONE, RunState.CANCELLED, RunState.FILLING):
+            raise BadInput(f"Run {self.id} is {state}.")
+
+    def _wait(self, connection: Connection, timeout_seconds: float | None = None) -> None:
+        for _ in self._ends(Store(connection, self._store.keys), "$", timeout_seconds):
+            pass
+
+    def _ends(self, store: Store, cursor: str, timeout_seconds: float | None = None) -> Iterator[list[int]]:
+        """Numbers of items as they end, in batches, until the run has ended."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        key = self._store.keys.events(self.id)
+        if cursor == "$":
+            newest = store.connection.execute("XREVRANGE", key, "+", "-", "COUNT", 1)
+            cursor = _ids(newest)[-1] if newest else "0"
+        while True:
+            over = _is_over(next(store.counts([self.id]), None))
+            wait = 0.0 if over else _BLOCK_SECONDS
+            if deadline is not None:
+                wait = min(wait, max(0.0, deadline - time.monotonic()))
+            block = ("BLOCK", max(1, int(wait * 1000)))
+            reply = store.connection.execute("XREAD", "COUNT", 1000, *block, "STREAMS", key, cursor)
+            if isinstance(reply, list) and reply:
+                entries = reply[0][1] if isinstance(reply[0], list) else []
+                cursor = _ids(entries)[-1]
+                yield [seq for seq in _seqs(entries) if seq]
+            elif over:
+                return
+            if not over and deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"run {self.id} has not ended within {timeout_seconds:g} s")
+
+
+def _is_over(counts: Counts | None) -> bool:
+    if counts is None:
+        return True
+    return counts.state in (RunState.DONE, RunState.CANCELLED) or (
+        counts.state is RunState.PAUSED and bool(counts.reason) and counts.leased == counts.expired
+    )
+
+
+def _ids(entries: object) -> list[str]:
+    return [text(entry[0]) for entry in entries] if isinstance(entries, list) else []
+
+
+def _seqs(entries: object) -> Iterator[int]:
+    for entry in entries if isinstance(entries, list) else ():
+        fields = read_members(entry[1])
+        yield int(dict(zip(fields[::2], fields[1::2], strict=True))["s"])
