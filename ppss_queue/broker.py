@@ -17,7 +17,7 @@ DASHBOARD_PORT = 9181
 
 
 def use_ppss_worker(*_args: object, **_kwargs: object) -> NoReturn:
-    """The function that every item names in RQ's `data` (`store.RQ_DATA`): a stock `rq worker` meets it.
+    """The function that every item names in RQ's `data` (`rq_form.RQ_DATA`): a stock `rq worker` meets it.
 
     Raises BadInput: that worker fails the items that it took, with this sentence.
     """

@@ -43,9 +43,10 @@ _WORKER_PROGRAM = """
 import pathlib, sys
 from ppss_queue.keys import Keys
 from ppss_queue.queue import connect
-from ppss_worker import claims, leases, worker
+from ppss_worker import claims, housekeeping, leases, worker
+from ppss_worker.settings import Settings
 leases.HEARTBEAT_SECONDS = 0.5
-claims.LOOK_AGAIN_SECONDS = worker.LOOK_AGAIN_SECONDS = worker.TIDY_SECONDS = 3600.0
+claims.LOOK_AGAIN_SECONDS = worker.LOOK_AGAIN_SECONDS = housekeeping.EVERY_SECONDS = 3600.0
 
 class Observer:
     def started(self, lease, run, slot): print("started", lease.item.seq, flush=True)
@@ -54,7 +55,7 @@ class Observer:
 
 url, state, burst = sys.argv[1:]
 with connect(url) as queue:
-    settings = worker.Settings(slots=1, node="node", state_directory=pathlib.Path(state), burst=burst == "burst")
+    settings = Settings(slots=1, node="node", state_directory=pathlib.Path(state), burst=burst == "burst")
     worker.Worker(queue.connection.clone(), Keys.from_environment(), settings, Observer()).work()
 """
 _DASHBOARD_PROGRAM = """

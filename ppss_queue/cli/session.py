@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ppss_worker.attempts import Ended, Verdict
 from ppss_worker.logs import Logs
+from ppss_worker.observer import Ended, Verdict
 from ppss_worker.runs import ActiveRun
-from ppss_worker.worker import Settings, Stop, Worker
+from ppss_worker.settings import Settings, Stop
+from ppss_worker.worker import Worker
 
 from ppss_queue.cli import summary
 from ppss_queue.cli.display import FRAME_SECONDS, Display, Progress

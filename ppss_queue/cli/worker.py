@@ -18,7 +18,7 @@ from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.units import plural, printable
 
 if TYPE_CHECKING:
-    from ppss_worker.worker import Settings
+    from ppss_worker.settings import Settings
 
 
 @click.command(
@@ -101,7 +101,7 @@ def settings_of(
     line_buffer: bool = False,
 ) -> Settings:
     """The settings of a worker, from `work_options`. Makes this process as nice as they say."""
-    from ppss_worker.worker import Settings
+    from ppss_worker.settings import Settings
 
     if work["nice"]:
         try:

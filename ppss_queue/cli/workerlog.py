@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from ppss_worker.attempts import Ended, Verdict
 from ppss_worker.logs import Logs
+from ppss_worker.observer import Ended, Verdict
 from ppss_worker.runs import ActiveRun
 
 from ppss_queue.cli.say import say

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ppss_worker.captures import capture_tail, last_line
 from ppss_worker.guardian import Guardian
 from ppss_worker.process import (
     Child,
@@ -23,8 +24,6 @@ from ppss_worker.process import (
     Exit,
     Spawner,
     SpawnFailed,
-    capture_tail,
-    last_line,
 )
 
 from ppss_queue.errors import MachineFailed
@@ -330,7 +329,8 @@ def test_commands_inherit_no_descriptor_not_even_one_the_worker_inherited(tmp_pa
     program = script(
         tmp_path / "worker.py",
         "import os, sys, time; from pathlib import Path\n"
-        "from ppss_worker.guardian import Guardian; from ppss_worker.process import Spawner, capture_tail\n"
+        "from ppss_worker.guardian import Guardian\n"
+        "from ppss_worker.process import Spawner; from ppss_worker.captures import capture_tail\n"
         "spawner = Spawner(Guardian.start(), Path(sys.argv[1]))\n"
         "other = spawner.spawn(['sleep', '60'], {'PATH': os.environ['PATH']}, '/')\n"
         "child = spawner.spawn(['ls', '/proc/self/fd'], {'PATH': os.environ['PATH']}, '/')\n"

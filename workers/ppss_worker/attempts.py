@@ -9,9 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
-from typing import Protocol
 
 from ppss_queue.calls import Calls, member
 from ppss_queue.connection import Reply
@@ -20,10 +18,12 @@ from ppss_queue.model import Lease, Outcome, seq_of_job
 from ppss_queue.replies import read_members
 from ppss_queue.rq_form import kept_output
 from ppss_queue.units import format_duration
+from ppss_worker.captures import capture_tail, last_line
 from ppss_worker.launch import Launcher
 from ppss_worker.link import Link
+from ppss_worker.observer import Ended, Observer, Verdict
 from ppss_worker.outbox import Outbox
-from ppss_worker.process import Child, Exit, SpawnFailed, capture_tail, last_line
+from ppss_worker.process import Child, Exit, SpawnFailed
 from ppss_worker.publishing import Attempt as Scratch
 from ppss_worker.publishing import OutputRefused
 from ppss_worker.runs import ActiveRun
@@ -31,40 +31,6 @@ from ppss_worker.staging import exists
 
 KEPT_BYTES = 4096
 """Output of an item that goes to Redis."""
-
-
-class Verdict(StrEnum):
-    """What became of an attempt."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    RETRY = "retry"
-    RELEASED = "released"
-    LOST = "lost"
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An attempt that is over, while its output can still be read from the two descriptors (-1: none)."""
-
-    lease: Lease
-    run: ActiveRun
-    slot: int
-    outcome: Outcome
-    verdict: Verdict
-    retry_seconds: float | None
-    stdout: int
-    stderr: int
-    started_epoch: float
-
-
-class Observer(Protocol):
-    """Who is told what a worker does."""
-
-    def started(self, lease: Lease, run: ActiveRun, slot: int) -> None: ...
-    def output(self, lease: Lease, target: int, data: bytes) -> None: ...
-    def ended(self, ended: Ended) -> None: ...
-    def warn(self, sentence: str) -> None: ...
 
 
 @dataclass(slots=True)

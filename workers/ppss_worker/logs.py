@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ppss_queue.command import shell_quoted
 from ppss_queue.model import Item
-from ppss_worker.attempts import Ended, Verdict
-from ppss_worker.process import capture_tail
+from ppss_worker.captures import capture_tail
+from ppss_worker.observer import Ended, Verdict
 
 LOG_BYTES = 64 * 1024
 """Of each of stdout and stderr, from the end; `--keep-output` and `--logs` keep all."""

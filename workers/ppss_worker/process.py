@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import stat
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ppss_queue.errors import MachineFailed, PpssError
+from ppss_worker.captures import open_capture
 from ppss_worker.guardian import Guardian, kill_group
 
 _MACHINE_ERRORS = frozenset(
@@ -35,13 +35,6 @@ _DEFAULT_SIGNALS = (
     signal.SIGTERM,
     signal.SIGHUP,
     signal.SIGCHLD,
-)
-_LAST_LINE_WINDOW_BYTES = 8192
-_LAST_LINE_CHARACTERS = 200
-_ESCAPE_SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # titles, links
-    r"|\x1b[ -/]*[0-~]"
 )
 
 
@@ -144,9 +137,9 @@ class Spawner:
         child = Child(pid=0, stdout=-1, stderr=-1, started=time.monotonic())
         try:
             if stdout is None:
-                stdout = child.stdout = _open_capture(self._captures, 0)
+                stdout = child.stdout = open_capture(self._captures, 0)
             if stderr is None:  # appends: nothing may overwrite what `> /dev/stderr` in a script prints
-                stderr = child.stderr = _open_capture(self._captures, os.O_APPEND)
+                stderr = child.stderr = open_capture(self._captures, os.O_APPEND)
             child.pid = self._start(argv, {**environment, name: value}, directory, stdout, stderr)
         except PpssError:
             child.close()
@@ -228,29 +221,6 @@ class Spawner:
             return "/bin/sh"
 
 
-def capture_tail(descriptor: int, limit_bytes: int) -> tuple[bytes, int]:
-    """The last bytes of a capture file, at most `limit_bytes`, and its whole size; nothing for -1."""
-    if descriptor < 0:
-        return b"", 0
-    size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, limit_bytes, max(0, size - limit_bytes)), size
-
-
-def last_line(stdout: int, stderr: int) -> str:
-    """The last line that is not blank of stderr, else of stdout (capture files), fit to be shown.
-
-    Bytes that are no UTF-8 become U+FFFD, escape sequences and control characters are left out; at most 200
-    characters. Only the last 8 KiB are looked at. Empty if there is no such line.
-    """
-    for descriptor in (stderr, stdout):
-        tail, _ = capture_tail(descriptor, _LAST_LINE_WINDOW_BYTES)
-        # A progress bar's lines end in \r.
-        for line in reversed(re.split(r"[\r\n]", tail.decode("utf-8", "replace"))):
-            if text := _printable(line):
-                return text[:_LAST_LINE_CHARACTERS]
-    return ""
-
-
 class ChildSignals:
     """Context manager that makes signals a descriptor to select on: every SIGCHLD wakes it.
 
@@ -307,26 +277,6 @@ def _enter(directory: str) -> None:
         ) from None
 
 
-def _open_capture(directory: str, flags: int) -> int:
-    """A new file without a name."""
-    flags |= os.O_RDWR
-    try:
-        try:
-            return os.open(directory, flags | getattr(os, "O_TMPFILE", 0), 0o600)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # not every system has it
-                raise
-        path = f"{directory}/{os.urandom(16).hex()}"
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-        Path(path).unlink()
-        return descriptor
-    except OSError as error:
-        raise MachineFailed(
-            f"no file for output can be made in {directory!r} ({error.strerror}): "
-            "free space there, or raise the limit of open files (ulimit -n)."
-        ) from None
-
-
 def _posix_spawn(
     program: str, argv: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
 ) -> int:
@@ -380,8 +330,3 @@ def _failure(error: OSError, name: str, program: str) -> PpssError:
     if error.errno == errno.EACCES and _is_file(program):
         return SpawnFailed(126, f"{name!r}: permission denied. Make it executable (chmod +x).")
     return SpawnFailed(126, f"{name!r} can't be executed: {error.strerror}.")
-
-
-def _printable(line: str) -> str:
-    plain = _ESCAPE_SEQUENCE.sub("", line)
-    return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in plain).strip()

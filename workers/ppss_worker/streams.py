@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import selectors
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from ppss_worker.captures import open_capture
 from ppss_worker.process import Child
 
 _READ_BYTES = 65536
@@ -24,7 +24,7 @@ class Stream:
         self._selector = selector
         self._on_data = on_data
         self._readers: dict[int, int] = {}
-        self._captures = {target: _capture(directory) for target in _PIPES}
+        self._captures = {target: open_capture(str(directory)) for target in _PIPES}
         self.writers: dict[int, int] = {}
         """To be given to the command; closed by `attach`."""
         for target in _PIPES:
@@ -66,9 +66,3 @@ class Stream:
         reader = self._readers.pop(target)
         self._selector.unregister(reader)
         os.close(reader)
-
-
-def _capture(directory: Path) -> int:
-    """A file without a name."""
-    with tempfile.TemporaryFile(dir=directory) as file:
-        return os.dup(file.fileno())

@@ -10,7 +10,6 @@ import heapq
 import os
 import secrets
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -18,11 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from enum import IntEnum
-from functools import partial
 from itertools import groupby
-from pathlib import Path
 from types import FrameType
 
 from ppss_queue import __version__
@@ -33,56 +28,21 @@ from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.replies import read_members
 from ppss_queue.scripts import Call
-from ppss_queue.store import CHUNK, Store
-from ppss_worker.attempts import Attempts, Observer
+from ppss_queue.store import Store
+from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian
+from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.link import Link
+from ppss_worker.observer import Observer
+from ppss_worker.outage import Outage
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import ChildSignals, Spawner
 from ppss_worker.runs import ActiveRun
+from ppss_worker.settings import Settings, Stop
 from ppss_worker.slots import SlotNumbers
-from ppss_worker.staging import sweep
-
-TIDY_SECONDS = 60.0
-RECONNECT_SECONDS = (0.05, 2.0)
-SETTLED_SECONDS = 5.0
-"""A connection that lasted this long was a good one: the next loss is a new one."""
-GIVE_UP_SECONDS = 10.0
-"""How long a worker that was told to stop waits for a lost Redis, to tell it what it did."""
-
-
-class Stop(IntEnum):
-    """How urgently a worker is to end."""
-
-    NO = 0
-    DRAIN = 1
-    """Finish what runs."""
-    NOW = 2
-    """Ask what runs to end, and hand it back."""
-    AT_ONCE = 3
-    """Kill what runs, and hand it back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker is told."""
-
-    slots: int
-    node: str
-    state_directory: Path
-    """Of this user on this machine: slot numbers and logs are kept there."""
-    burst: bool = False
-    """End when no item is left in any run that it serves."""
-    runs: tuple[str, ...] = ()
-    """Serve only these; none: all."""
-    command: str | tuple[str, ...] | None = None
-    """For runs that have none."""
-    start_delay_seconds: float = 0.0
-    line_buffer: bool = False
-    """Tell the observer what commands print while they run."""
 
 
 class Worker:
@@ -107,10 +67,13 @@ class Worker:
             has_command=settings.command is not None,
             before_claim=self._outbox.send,
             on_claimed=self._claimed,
-            on_foreign_change=self._tidy,
+            on_foreign_change=lambda: self._housekeeping.tidy(),
         )
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
         self._runs: dict[str, ActiveRun] = {}
+        self._housekeeping = Housekeeping(
+            self._link, self._calls, keys, settings.state_directory, self._runs, self._holds_items_of
+        )
         self._paused: set[str] = set()
         """What was claimed just before the pause is handed back when it comes."""
         self._ready: deque[Lease] = deque()
@@ -118,13 +81,9 @@ class Worker:
         self._stop = Stop.NO
         self._interrupts = 0
         self._failure: Exception | None = None
-        self._tidy_at = 0.0
         self._warned: set[str] = set()
         self._selected: list[int] = []
-        self._lost: ConnectFailed | None = None
-        self._reconnect_at = -SETTLED_SECONDS
-        self._reconnect_delay = 0.0
-        self._give_up_at = 0.0
+        self._outage = Outage()
 
     # What it is asked from outside
 
@@ -132,7 +91,7 @@ class Worker:
         """Ends the work; a less urgent wish than the one before changes nothing."""
         if how > self._stop:
             if not self._stop:
-                self._give_up_at = time.monotonic() + GIVE_UP_SECONDS
+                self._outage.stopping(time.monotonic())
             self._stop = how
             self._outbox.release(list(self._ready))
             self._ready.clear()
@@ -210,10 +169,10 @@ class Worker:
         if timeout_at is not None:
             waits.append(timeout_at - now)
         try:
-            if self._lost:
+            if self._outage.error:
                 self._reconnect(selector, now)
-            if self._lost:
-                waits.append(self._reconnect_at - now)
+            if self._outage.error:
+                waits.append(self._outage.retry_at - now)
             else:
                 self._begin_ready()
                 waits.append(self._claim(now))
@@ -229,7 +188,7 @@ class Worker:
             for exited in spawner.reap():
                 self._free_slot(self._attempts.ended(exited))
             self._hear_news()
-            if not self._lost:
+            if not self._outage.error:
                 self._link.receive()
                 self._claims.hear_changes()
         except ConnectFailed as error:
@@ -238,8 +197,9 @@ class Worker:
             self._fail(error)
 
     def _finished(self) -> bool:
-        if self._lost:
-            return bool(self._stop) and not self._attempts.commands and time.monotonic() > self._give_up_at
+        if self._outage.error:
+            hopeless = self._outage.is_hopeless(time.monotonic())
+            return bool(self._stop) and not self._attempts.commands and hopeless
         if (
             self._claims.in_flight
             or len(self._attempts)
@@ -252,11 +212,11 @@ class Worker:
         return self._settings.burst and self._claims.nothing_left and self._link.idle
 
     def _leave(self) -> None:
-        self._failure = self._failure or self._lost
+        self._failure = self._failure or self._outage.error
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
-            self._sweep()
+            self._housekeeping.sweep()
             self._link.finish()
         self._claims.close()
         self._connection.close()
@@ -265,10 +225,7 @@ class Worker:
 
     def _claim(self, now: float) -> float:
         """Sends a claim if there is reason to; returns the seconds until there may be one."""
-        if now >= self._tidy_at:
-            self._tidy_at = now + TIDY_SECONDS
-            self._tidy()
-            self._sweep()
+        self._housekeeping.do_if_due(now)
         if self._stop:
             return LOOK_AGAIN_SECONDS
         return self._claims.send_if_wanted(
@@ -405,24 +362,17 @@ class Worker:
         self.stop(Stop.NOW)
 
     def _disconnected(self, selector: selectors.BaseSelector, error: ConnectFailed) -> None:
-        now = time.monotonic()
-        if self._lost is None and now > self._reconnect_at + SETTLED_SECONDS:
+        if self._outage.begin(error, time.monotonic()):
             self._observer.warn(f"{error} What runs goes on; trying again.")
-            self._give_up_at = now + GIVE_UP_SECONDS
-            self._reconnect_delay = RECONNECT_SECONDS[0]
-        else:
-            self._reconnect_delay = min(self._reconnect_delay * 2, RECONNECT_SECONDS[1])
-        self._lost = error
-        self._reconnect_at = now + self._reconnect_delay
         self._select(selector)  # a dead one would be readable all the time
 
     def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
-        if now < self._reconnect_at:
+        if now < self._outage.retry_at:
             return
         self._link.reopen()
         self._claims.reconnected()
         self._select(selector, self._link.fileno(), self._claims.fileno())
-        self._lost = None
+        self._outage.end()
 
     def _select(self, selector: selectors.BaseSelector, *connections: int) -> None:
         """Waits for these connections instead of those before, which may be closed already."""
@@ -434,33 +384,8 @@ class Worker:
 
     # Small things
 
-    def _sweep(self) -> None:
-        """Forgets runs that have ended, and removes what killed workers left in their output directories."""
-
-        def ended(run: str, reply: Reply) -> None:
-            if not reply or read_members(reply)[0] not in ("done", "cancelled", "unknown"):
-                return
-            if any(lease.run == run for lease in (*self._ready, *self._attempts.leases)):
-                return
-            active = self._runs.pop(run, None)
-            if active is not None and active.spec.output is not None:
-                sweep(active.spec.output, run)
-
-        for run in self._runs:
-            self._link.send(self._calls.renew(run, ()), partial(ended, run), repeat=False)
-
-    def _tidy(self) -> None:
-        def purge(run: str, reply: Reply) -> None:
-            if isinstance(reply, int) and reply > 0:
-                self._link.send(Call(self._keys, "purge", (run, CHUNK)), lambda left: purge(run, left))
-            elif reply == 0:
-                shutil.rmtree(self._settings.state_directory / "logs" / run, ignore_errors=True)
-
-        def tidied(reply: Reply) -> None:
-            for run in read_members(reply) if reply else ():
-                purge(run, 1)
-
-        self._link.send(Call(self._keys, "tidy"), tidied, repeat=False)
+    def _holds_items_of(self, run: str) -> bool:
+        return any(lease.run == run for lease in (*self._ready, *self._attempts.leases))
 
     def _facts(self) -> Mapping[str, Argument]:
         return {

@@ -1,0 +1,38 @@
+"""What a worker is told: at its start, and when it is to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+
+class Stop(IntEnum):
+    """How urgently a worker is to end."""
+
+    NO = 0
+    DRAIN = 1
+    """Finish what runs."""
+    NOW = 2
+    """Ask what runs to end, and hand it back."""
+    AT_ONCE = 3
+    """Kill what runs, and hand it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker is told."""
+
+    slots: int
+    node: str
+    state_directory: Path
+    """Of this user on this machine: slot numbers and logs are kept there."""
+    burst: bool = False
+    """End when no item is left in any run that it serves."""
+    runs: tuple[str, ...] = ()
+    """Serve only these; none: all."""
+    command: str | tuple[str, ...] | None = None
+    """For runs that have none."""
+    start_delay_seconds: float = 0.0
+    line_buffer: bool = False
+    """Tell the observer what commands print while they run."""
