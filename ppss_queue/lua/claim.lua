@@ -24,26 +24,35 @@ local function expired_members(wip, limit)
   return redis.call('ZRANGEBYSCORE', wip, '-inf', NOW, 'LIMIT', 0, limit)
 end
 
--- Takes them back: at most `limit` items, those lost too often are failed.
-local function reap(run, limit, max_lost)
-  local expired = {}
-  local wip = registry('wip', run)
-  for _, member in ipairs(expired_members(wip, limit)) do
-    local job = split_member(member)
-    redis.call('ZREM', wip, member)
-    local started = drop_execution(member)
-    if is_alive(job) then
-      local lost = started and redis.call('HINCRBY', job_key(job), 'lost', 1) or 0
-      if started then redis.call('HINCRBY', run_key(run), 'lost', 1) end
-      if lost > max_lost then
-        fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
-        check_halt(run)
-      else
-        expired[#expired + 1] = job
-      end
+-- Whether the claimer itself runs this: it was frozen or cut off, but whoever claims is alive.
+local function runs_here(member) return redis.call('HGET', R .. 'execution:' .. member, 'worker_name') == worker end
+
+-- Ends the lease of a dead worker; whether the item can be tried again: lost too often, it has failed.
+local function take_back(run, member, max_lost)
+  local job = split_member(member)
+  redis.call('ZREM', registry('wip', run), member)
+  local started = drop_execution(member)
+  if not is_alive(job) then return false end
+  if not started then return true end
+  redis.call('HINCRBY', run_key(run), 'lost', 1)
+  local lost = redis.call('HINCRBY', job_key(job), 'lost', 1)
+  if lost <= max_lost then return true end
+  fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
+  check_halt(run)
+  return false
+end
+
+-- At most `limit` items whose leases expired.
+local function reap(run, limit, max_lost, visibility)
+  local jobs = {}
+  for _, member in ipairs(expired_members(registry('wip', run), limit)) do
+    if runs_here(member) then
+      redis.call('ZADD', registry('wip', run), NOW + CENTURY + visibility, member)
+    elseif take_back(run, member, max_lost) then
+      jobs[#jobs + 1] = split_member(member)
     end
   end
-  return expired
+  return jobs
 end
 
 local function take_due(run, limit, jobs)
@@ -63,8 +72,8 @@ local function fair_share(run, limit)
   return math.min(limit, math.max(share, idle))
 end
 
-local function take(run, limit, max_lost)
-  local jobs = reap(run, limit, max_lost)
+local function take(run, limit, max_lost, visibility)
+  local jobs = reap(run, limit, max_lost, visibility)
   if redis.call('HGET', run_key(run), 'state') ~= 'open' then -- halted by those that were lost too often
     for index = #jobs, 1, -1 do
       redis.call('HSET', job_key(jobs[index]), 'status', 'queued')
@@ -115,7 +124,7 @@ for index = 1, #passes, 2 do
       open = open + 1
     end
     if can_run and reply[3] ~= run and want > 0 then
-      local jobs = take(run, want, tonumber(values[4]))
+      local jobs = take(run, want, tonumber(values[4]), tonumber(values[2]))
       if #jobs > 0 then
         local batch, taken = lease(run, jobs, values[2])
         if taken > 0 then

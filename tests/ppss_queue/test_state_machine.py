@@ -181,7 +181,12 @@ class Model:
     def take(self, want: int, idle: int, worker: str) -> list[str]:
         """Jobs of the next claim: expired leases, due retries, then the queue."""
         expired = sorted((a.expired, a.member, a) for a in self.leased.values() if a.expired is not None)
-        jobs = [attempt.lease.job for _, _, attempt in expired[:want] if self._lost_but_not_failed(attempt)]
+        jobs = []
+        for _, _, attempt in expired[:want]:
+            if attempt.started and attempt.worker == worker:
+                attempt.expired = None  # it was away, but it is back
+            elif self._lost_but_not_failed(attempt):
+                jobs.append(attempt.lease.job)
         if self.state is RunState.PAUSED:  # halted by those that failed
             self.ready[:0] = jobs
             for job in jobs:

@@ -213,10 +213,11 @@ def test_a_frozen_worker_can_not_replace_the_result_of_who_took_its_item(
     assert frozen.wait(SOON) == 0
 
 
-def test_a_frozen_worker_whose_item_nobody_took_goes_on_with_it(site: Site) -> None:
-    """An expired lease stays valid until another claim takes the item."""
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_a_frozen_worker_whose_item_nobody_took_goes_on_with_it(site: Site, slots: str) -> None:
+    """An expired lease stays valid until another claim takes the item; its own claim, for a free slot, does not."""
     run = site.enqueue(["x"], WAITS, visibility_seconds=1)
-    frozen = site.worker("-p", "1", "--node-name", "a")
+    frozen = site.worker("-p", slots, "--node-name", "a")
     site.pids("x.a.pid", 1)
     frozen.signal(signal.SIGSTOP)
     wait_until(lambda: run.status().expired == 1, "the lease expires")
