@@ -42,7 +42,7 @@ def reply_failure(text: str, address: Address, maxmemory_bytes: int = 0) -> Ppss
     if code == "OOM":
         limit = f" (maxmemory {round(maxmemory_bytes / 2**20, 1):,g} MiB)" if maxmemory_bytes else ""
         return OutOfMemory(f"{where} is out of memory{limit}. Raise maxmemory and try again.")
-    if code == "WRONGTYPE":
+    if code == "WRONGTYPE" or "value is not an integer" in text or "hash value is not" in text:
         place = address.display()
         return ForeignData(
             f"a key of PPSS at {place} holds data of another program. Remove it, or use another database."

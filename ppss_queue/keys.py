@@ -5,6 +5,7 @@ Ours, under `ppss:` (P), with who may see what:
 | key                | type   | what                                                                        |
 |--------------------|--------|-----------------------------------------------------------------------------|
 | P schema           | string | version of this layout; permanent                                           |
+| P rq               | string | prefix of RQ's keys that the runs were made with; permanent                 |
 | P tokens           | int    | counter of claims, first half of every token; permanent                     |
 | P wake             | int    | touched when something may have become claimable; permanent                 |
 | P control          | int    | touched when a run was paused, resumed, cancelled: busy workers look        |
@@ -53,6 +54,10 @@ class Keys:
         return self.ours + "schema"
 
     @property
+    def rq_prefix(self) -> str:
+        return self.ours + "rq"
+
+    @property
     def wake(self) -> str:
         return self.ours + "wake"
 
@@ -71,7 +76,7 @@ class Keys:
     @property
     def permanent(self) -> frozenset[str]:
         """What stays when no run is left."""
-        return frozenset(self.ours + name for name in ("schema", "tokens", "wake", "control"))
+        return frozenset(self.ours + name for name in ("schema", "rq", "tokens", "wake", "control"))
 
     def run(self, run: str) -> str:
         return f"{self.ours}run:{run}"

@@ -53,16 +53,20 @@ class Queue:
     @classmethod
     def open(cls, address: str | None) -> Queue:
         """See `connect`."""
+        keys = Keys.from_environment()
         if address is not None:
             connection = Connection.open(Address.parse(address))
-            return cls(connection, Keys.from_environment(), check_server(connection))
-        from ppss_queue.durability import durable
-        from ppss_queue.server import ensure_running
-        from ppss_queue.server_place import default_place
+            queue = cls(connection, keys, check_server(connection))
+        else:
+            from ppss_queue.durability import durable
+            from ppss_queue.server import ensure_running
+            from ppss_queue.server_place import default_place
 
-        place = default_place()
-        connection = Connection.open(Address.parse(ensure_running(place)))
-        return cls(connection, Keys.from_environment(), durable=lambda connection: durable(place, connection))
+            place = default_place()
+            connection = Connection.open(Address.parse(ensure_running(place)))
+            queue = cls(connection, keys, durable=lambda connection: durable(place, connection))
+        queue.store.check_layout()
+        return queue
 
     def close(self) -> None:
         self.connection.close()

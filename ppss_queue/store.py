@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ppss_queue import scripts
 from ppss_queue.connection import Argument, Connection, Reply
-from ppss_queue.errors import BadInput, PpssError, UnknownRun
+from ppss_queue.errors import BadInput, ForeignData, NewerVersion, PpssError, UnknownRun
 from ppss_queue.keys import SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, RunSpec, RunState, job_id
 from ppss_queue.replies import as_list, integer, read_members, text
@@ -73,6 +73,21 @@ class Store:
     def _call(self, name: str, *arguments: Argument) -> Reply:
         return scripts.run(self.connection, Call(self.keys, name, arguments))
 
+    def check_layout(self) -> None:
+        """Raises NewerVersion, ForeignData, or BadInput if the runs there were made with another RQ_KEY_PREFIX."""
+        asked = [("GET", self.keys.schema), ("GET", self.keys.rq_prefix)]
+        schema, prefix = (_raised(reply) for reply in self.connection.execute_many(asked))
+        if schema is not None and not text(schema).isdecimal():
+            raise ForeignData(f"the key {self.keys.schema} holds data of another program. Remove it.")
+        if integer(schema) > SCHEMA_VERSION:
+            raise NewerVersion(
+                f"this Redis is used by a newer PPSS (schema {text(schema)}). Upgrade this one."
+            )
+        if prefix is not None and text(prefix) != self.keys.rq:
+            raise BadInput(
+                f"the runs in this Redis were made with RQ_KEY_PREFIX={text(prefix)[:-1]}: set it to that here too."
+            )
+
     # Making runs
 
     def create(self, run: str, spec: RunSpec) -> bool:
@@ -81,7 +96,7 @@ class Store:
         Raises BadInput if `spec.name` belongs to a run that has not ended.
         """
         halt = spec.halt
-        rule = f"{'now' if halt.now else 'soon'}:{halt.count}:{halt.percent:g}" if halt else ""
+        rule = f"{'now' if halt.now else 'soon'}:{halt.count}:{halt.percent:f}" if halt else ""
         reply = text(
             self._call(
                 "create", run, SCHEMA_VERSION, RUN_VERSION, spec.to_json(), spec.name or "", spec.priority,
@@ -149,24 +164,27 @@ class Store:
 
     def retry(self, run: str, seqs: Sequence[int] | None = None) -> int:
         """Failed items back to ready; `seqs` None: all. Returns how many. Raises UnknownRun, BadInput."""
-        jobs = () if seqs is None else tuple(job_id(run, seq) for seq in seqs)
-        if seqs is not None and not jobs:
-            return 0
-        total, cutoff = 0, ""
-        while True:
-            reply = self._call("retry", run, CHUNK, cutoff, *jobs)
-            if not isinstance(reply, list):
-                raise _refused(run, text(reply), "nothing can be retried")
-            moved, cutoff = integer(reply[0]), text(reply[1])
+        if seqs is not None:
+            chunks = (seqs[first : first + CHUNK] for first in range(0, len(seqs), CHUNK))
+            return sum(self._retry(run, "", [job_id(run, seq) for seq in chunk])[0] for chunk in chunks)
+        total, cutoff, found = 0, "", 1
+        while found:
+            moved, cutoff, found = self._retry(run, cutoff, ())
             total += moved
-            if jobs or not moved:
-                return total
+        return total
+
+    def _retry(self, run: str, cutoff: str, jobs: Sequence[str]) -> tuple[int, str, int]:
+        reply = self._call("retry", run, CHUNK, cutoff, *jobs)
+        if not isinstance(reply, list):
+            raise _refused(run, text(reply), "nothing can be retried")
+        return integer(reply[0]), text(reply[1]), integer(reply[2])
 
     def tidy(self) -> None:
-        """Notices what others did to the runs, and purges what is due."""
-        for run in read_members(self._call("tidy")):
-            while isinstance(reply := self._call("purge", run, CHUNK), int) and reply:
-                pass
+        """Notices what others did to the runs, purges what is due, ends cancels that were broken off."""
+        for verb, runs in zip(("purge", "cancel"), as_list(self._call("tidy")), strict=True):
+            for run in read_members(runs):
+                while isinstance(reply := self._call(verb, run, CHUNK), int) and reply:
+                    pass
 
     # Looking
 
@@ -197,7 +215,7 @@ class Store:
         reply = self.connection.execute("HGET", self.keys.run(run), "spec")
         if reply is None:
             raise UnknownRun(f"There is no run '{run}'. See which there are: ppss status")
-        return RunSpec.from_json(text(reply))
+        return _spec(run, text(reply))
 
     def counts(self, runs: Sequence[str]) -> Iterator[Counts]:
         """One look at each run, all in one round trip; runs that are gone are left out."""
@@ -211,18 +229,24 @@ class Store:
 
 
 def read_counts(run: str, reply: list[Reply]) -> Counts:
-    """The answer of counts.lua."""
+    """The answer of counts.lua. Raises ForeignData, NewerVersion."""
+    try:
+        return _read_counts(run, reply)
+    except (KeyError, ValueError):
+        raise _foreign(run) from None
+
+
+def _read_counts(run: str, reply: list[Reply]) -> Counts:
     pairs = [text(value) for value in as_list(reply[0])]
     fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
     ready, leased, delayed, succeeded, failed, running, expired, recent = (
         integer(value) for value in reply[1:9]
     )
     stretch = float(text(reply[9]))
-    alive = RunState(fields["state"]) in (RunState.OPEN, RunState.PAUSED)
     return Counts(
         run=run,
         name=fields["name"] or None,
-        spec=RunSpec.from_json(fields["spec"]),
+        spec=_spec(run, fields["spec"]),
         state=RunState(fields["state"]),
         reason=fields.get("reason", ""),
         total=int(fields["total"]),
@@ -237,9 +261,28 @@ def read_counts(run: str, reply: list[Reply]) -> Counts:
         created=float(fields["created"]),
         ended=float(fields["ended"]) if "ended" in fields else None,
         work_seconds=float(fields.get("work_seconds", 0)),
-        rate_per_second=recent / stretch if alive and stretch > 0 else 0.0,
+        rate_per_second=recent / stretch if fields["state"] == RunState.OPEN and stretch > 0 else 0.0,
         workers=read_members(reply[10]),
     )
+
+
+def _spec(run: str, written: str) -> RunSpec:
+    try:
+        return RunSpec.from_json(written)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise _foreign(run) from None
+
+
+def _foreign(run: str) -> ForeignData:
+    return ForeignData(
+        f"the key ppss:run:{run} holds data that PPSS did not write. Remove it, or use another database."
+    )
+
+
+def _raised(reply: Reply | PpssError) -> Reply:
+    if isinstance(reply, PpssError):
+        raise reply
+    return reply
 
 
 def _known(run: str, reply: str) -> str:

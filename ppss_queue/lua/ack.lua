@@ -10,7 +10,7 @@ for index = 3, #ARGV, 4 do
   if end_lease(run, member) then
     redis.call('ZADD', registry('finished', run), NOW + CENTURY, job)
     redis.call('HSET', job_key(job), 'status', 'finished', 'outcome', ARGV[index + 1], 'ended_at', now)
-    redis.call('DEL', R .. 'results:' .. job) -- a failure before it was requeued from a dashboard
+    drop_output(run, job) -- of a failure before it was requeued from a dashboard
     local kept = ARGV[index + 3]
     if kept ~= '' and redis.call('HINCRBY', run_key(run), 'kept_bytes', #kept) <= OUTPUT_BUDGET then
       redis.call('HSET', job_key(job), 'output', kept)

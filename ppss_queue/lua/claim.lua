@@ -31,6 +31,7 @@ local function runs_here(member) return redis.call('HGET', R .. 'execution:' .. 
 local function take_back(run, member, max_lost)
   local job = split_member(member)
   redis.call('ZREM', registry('wip', run), member)
+  if not is_ours(run, job) then return false end
   local started = drop_execution(member)
   if not is_alive(job) then return false end
   if not started then return true end
@@ -59,7 +60,7 @@ local function take_due(run, limit, jobs)
   local scheduled = registry('scheduled', run)
   for _, job in ipairs(redis.call('ZRANGEBYSCORE', scheduled, '-inf', NOW, 'LIMIT', 0, limit)) do
     redis.call('ZREM', scheduled, job)
-    jobs[#jobs + 1] = job
+    if is_ours(run, job) and redis.call('EXISTS', job_key(job)) == 1 then jobs[#jobs + 1] = job end
   end
 end
 
@@ -87,7 +88,7 @@ local function take(run, limit, max_lost, visibility)
   if #jobs < limit then
     local ready = redis.call('LPOP', queue_key(run), limit - #jobs)
     for _, job in ipairs(ready or {}) do
-      if string.sub(job, 1, #run + 1) == run .. '-' then jobs[#jobs + 1] = job end
+      if is_ours(run, job) then jobs[#jobs + 1] = job end
     end
   end
   return jobs
@@ -128,6 +129,8 @@ for index = 1, #passes, 2 do
       if #jobs > 0 then
         local batch, taken = lease(run, jobs, values[2])
         if taken > 0 then
+          local alone = redis.call('SCARD', R .. 'workers:' .. run) == 0
+          redis.call(alone and 'HSET' or 'HSETNX', run_key(run), 'since', NOW) -- where its rate is counted from
           redis.call('SADD', R .. 'workers:' .. run, R .. 'worker:' .. worker)
           redis.call('ZADD', P .. 'open', 'XX', 'INCR', taken / tonumber(values[3]), run)
           -- A run that had nothing to hand out saves up no claims, or it would shut out the others later.

@@ -1,8 +1,9 @@
--- Everything `ppss status` shows of a run, in one look.
+-- Everything `ppss status` shows of a run, in one look; what others did to its items is noticed first.
 -- Returns 'unknown', or {fields and values of the run, ready, leased, delayed, succeeded, failed, running,
---          expired leases, events in the last stretch, its seconds, {worker key...} alive}.
+--          expired leases, items that ended in the last stretch, its seconds, {worker key...} alive}.
 -- ARGV: run
 local run = ARGV[1]
+notice(run)
 local fields = redis.call('HGETALL', run_key(run))
 if #fields == 0 then return 'unknown' end
 local wip = registry('wip', run)
@@ -16,12 +17,17 @@ for _, key in ipairs(redis.call('SMEMBERS', R .. 'workers:' .. run)) do
     end
   end
 end
-local recent = redis.call('XREVRANGE', P .. 'events:' .. run, '+', '-', 'COUNT', 512)
-local seconds = 0
-if #recent > 0 then
-  seconds = NOW - tonumber(string.match(recent[#recent][1], '^(%d+)')) / 1000
+-- The last 512 ends, or all since the first of these items was handed out: what came before was idle time.
+local since, recent = tonumber(redis.call('HGET', run_key(run), 'since')), {}
+if since then
+  local from = string.format('%d', math.floor(since * 1000))
+  recent = redis.call('XREVRANGE', P .. 'events:' .. run, '+', from, 'COUNT', 513)
+end
+local count, seconds = #recent, since and NOW - since or 0
+if count > 512 then
+  count, seconds = 512, NOW - tonumber(string.match(recent[513][1], '^(%d+)')) / 1000
 end
 return { fields, redis.call('LLEN', queue_key(run)), redis.call('ZCARD', wip),
   redis.call('ZCARD', registry('scheduled', run)), redis.call('ZCARD', registry('finished', run)),
   redis.call('ZCARD', registry('failed', run)), running,
-  redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY), #recent, tostring(seconds), workers }
+  redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY), count, tostring(seconds), workers }

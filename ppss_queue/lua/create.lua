@@ -6,6 +6,7 @@
 local run, name = ARGV[1], ARGV[5]
 local refused = check_schema(ARGV[2])
 if refused then return refused end
+if redis.call('ZCARD', P .. 'runs') == 0 then redis.call('SET', P .. 'rq', R) end
 if redis.call('EXISTS', run_key(run)) == 1 or redis.call('SISMEMBER', R .. 'queues', queue_key(run)) == 1
   or redis.call('EXISTS', queue_key(run)) == 1 then
   return 'taken'
@@ -20,7 +21,9 @@ redis.call('HSET', run_key(run), 'version', ARGV[3], 'spec', ARGV[4], 'name', na
   'visibility', ARGV[7], 'max_lost', ARGV[8], 'retries', ARGV[9], 'halt', ARGV[10], 'keep', ARGV[11],
   'bare', ARGV[13],
   'state', 'filling', 'total', 0, 'created', NOW)
-redis.call('ZADD', P .. 'runs', NOW, run)
+-- Later than all others, should the clock of the server have gone back: `last` is the one made last.
+local latest = tonumber(redis.call('ZREVRANGE', P .. 'runs', 0, 0, 'WITHSCORES')[2] or 0)
+redis.call('ZADD', P .. 'runs', math.max(NOW, latest + 1e-6), run)
 redis.call('ZADD', P .. 'filling', NOW + tonumber(ARGV[12]), run)
 redis.call('SADD', R .. 'queues', queue_key(run))
 return 'created'

@@ -9,6 +9,8 @@ local function run_key(run) return P .. 'run:' .. run end
 local function queue_key(run) return R .. 'queue:' .. run end
 local function registry(name, run) return R .. name .. ':' .. run end
 local function job_key(job) return R .. 'job:' .. job end
+-- Anyone may put a job on a run's queue or schedule with RQ's own tools; such a job is dropped where it is met.
+local function is_ours(run, job) return job ~= nil and string.match(job, '^' .. run .. '%-%d+$') ~= nil end
 
 -- RQ's form of a time. Days to year, month, day: Howard Hinnant's civil_from_days.
 local function iso(seconds)
@@ -39,6 +41,10 @@ local function check_schema(version)
   end
 end
 
+-- At its maxmemory Redis refuses commands that may need memory, until a script has written something: so
+-- scripts that end or keep up what is there begin with a write that frees. Only new items are refused.
+local function go_on_when_full() redis.call('ZREM', P .. 'open', '') end
+
 -- One entry per terminal move of an item; seq 0 is the run itself.
 local function event(run, job, state, attempt)
   redis.call('XADD', P .. 'events:' .. run, '*', 's', tonumber(string.match(job, '(%d+)$')), 't', state,
@@ -60,6 +66,7 @@ end
 
 -- Whether the item of a lease is still there to be run: RQ deletes and cancels items but leaves our leases.
 local function is_alive(job)
+  if not job then return false end
   local status = redis.call('HGET', job_key(job), 'status')
   return status == 'queued' or status == 'started'
 end
@@ -106,13 +113,33 @@ end
 
 local function open_run(run)
   redis.call('HSET', run_key(run), 'state', 'open')
-  redis.call('HDEL', run_key(run), 'ended', 'reason')
+  redis.call('HDEL', run_key(run), 'ended', 'reason', 'since')
   redis.call('ZREM', P .. 'ended', run)
   redis.call('ZREM', P .. 'filling', run)
   redis.call('ZADD', P .. 'open', 'NX', lowest_pass(), run)
   redis.call('SADD', R .. 'queues', queue_key(run))
   redis.call('INCR', P .. 'wake')
   redis.call('INCR', P .. 'control')
+end
+
+-- What others did to the items of a run: requeued from a dashboard, a done run is open again; emptied, it is done.
+local function notice(run)
+  local state, left = redis.call('HGET', run_key(run), 'state'), count_left(run)
+  if state == 'done' and left > 0 then
+    go_on_when_full() -- here, not above: whoever only looks writes nothing
+    open_run(run)
+  elseif (state == 'open' or state == 'paused') and left == 0 then
+    go_on_when_full()
+    settle(run)
+  end
+end
+
+-- Forgets what a failed attempt printed, and gives its room back.
+local function drop_output(run, job)
+  local kept = redis.call('XRANGE', R .. 'results:' .. job, '-', '+', 'COUNT', 1)[1]
+  if not kept then return end
+  redis.call('HINCRBY', run_key(run), 'kept_bytes', -#(kept[2][4] or ''))
+  redis.call('DEL', R .. 'results:' .. job)
 end
 
 -- Moves an item that is held by nobody into the failed state. `text` is RQ's form of an output, or ''.
@@ -144,7 +171,7 @@ local function check_halt(run)
 end
 
 local function cancel_item(run, job)
-  if redis.call('EXISTS', job_key(job)) == 0 then return end
+  if not is_ours(run, job) or redis.call('EXISTS', job_key(job)) == 0 then return end
   redis.call('ZADD', registry('canceled', run), NOW + CENTURY, job)
   redis.call('HSET', job_key(job), 'status', 'canceled', 'ended_at', iso(NOW))
   event(run, job, 'cancelled', redis.call('HGET', job_key(job), 'attempts') or 0)
@@ -157,7 +184,3 @@ local function worker_idle(worker)
     redis.call('HSET', key, 'state', 'idle')
   end
 end
-
--- At its maxmemory Redis refuses commands that may need memory, until a script has written something: so
--- scripts that end or keep up what is there begin with a write that frees. Only new items are refused.
-local function go_on_when_full() redis.call('ZREM', P .. 'open', '') end

@@ -48,7 +48,7 @@ from ppss_queue import scripts
 from ppss_queue.broker import serve_dashboard, use_ppss_worker
 from ppss_queue.calls import Calls, read_claim
 from ppss_queue.errors import BadInput
-from ppss_queue.model import RunState
+from ppss_queue.model import Outcome, RunState
 from ppss_queue.queue import Queue, connect
 from ppss_queue.rq_form import RQ_DATA
 from ppss_queue.run import Run
@@ -146,7 +146,7 @@ def test_an_item_whose_worker_died_too_often_has_a_message_too(queue: Queue, red
     (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
     scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))
     wait_until(lambda: run.status().expired == 1, "the lease expires")
-    scripts.run(queue.connection, calls.claim(1, 1))
+    scripts.run(queue.connection, Calls(queue.keys, "another", "cd").claim(1, 1))
     assert states(run.status())["failed"] == 1
     result = Job.fetch(lease.job, connection=redis).latest_result()
     assert result and "worker died" in str(result.exc_string)
@@ -178,7 +178,8 @@ def test_an_expired_lease_is_not_reaped_by_rq_but_by_the_next_claim(
     wait_until(lambda: run.status().expired == 1, "the lease expires")
     rq_here(address, "info")
     assert Job.fetch(lease.job, connection=redis).get_status().value == "started"
-    (again,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
+    next_claim = Calls(queue.keys, "another", "cd").claim(1, 1)
+    (again,) = read_claim(scripts.run(queue.connection, next_claim)).leases
     assert again.job == lease.job and again.token != lease.token
     assert states(run.status())["leased"] == 1
 
@@ -194,6 +195,21 @@ def test_names_that_are_not_utf_8_or_markup_show_and_come_back_exactly(queue: Qu
 
 
 # What others do
+
+
+def test_a_requeue_and_an_emptied_queue_are_noticed_without_any_worker(queue: Queue, redis: Redis) -> None:
+    """Whoever waits for the run would be told that it is done while an item is ready, or wait for ever."""
+    run = queue.enqueue(["a"], command="true")
+    calls = Calls(queue.keys, WORKER, "ab")
+    (lease,) = read_claim(scripts.run(queue.connection, calls.claim(1, 1))).leases
+    scripts.run(queue.connection, calls.start(run.id, [(lease, 1)]))
+    scripts.run(queue.connection, calls.fail(run.id, [(lease, Outcome(1), None, b"")]))
+    assert run.status().state is RunState.DONE
+    FailedJobRegistry(run.id, connection=redis).requeue(lease.job)
+    assert not run.is_over()
+    assert run.status().state is RunState.OPEN
+    RqQueue(run.id, connection=redis).empty()
+    assert run.wait(20).state is RunState.DONE
 
 
 def test_deleting_from_rq_moves_items_to_cancelled_whatever_their_state(frozen: Frozen, redis: Redis) -> None:

@@ -142,6 +142,12 @@ class Model:
             self.state = RunState.DONE
             self.events[0, "done", 0] += 1
 
+    def notice(self) -> None:
+        if self.state is RunState.DONE and self.ready:
+            self.reopen()
+        else:
+            self.settle()
+
     def ends(self, job: str, status: str) -> None:
         self.items[job].status = status
         self.ended[status].add(job)
@@ -389,10 +395,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def _tidy(self) -> None:
         self.store.tidy()
         for model in self.runs.values():
-            if model.state is RunState.DONE and model.ready:
-                model.reopen()
-            else:
-                model.settle()
+            model.notice()
 
     def _cancel_items(self, model: Model, jobs: list[str]) -> None:
         cancelled = 0
@@ -724,6 +727,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def _check_counts(self, model: Model) -> None:
         (counts,) = self.store.counts([model.run])
+        model.notice()
+        assert counts.state == model.state
         states = (
             counts.ready,
             counts.leased,

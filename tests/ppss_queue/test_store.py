@@ -506,13 +506,79 @@ def test_what_fails_again_during_a_retry_is_left_alone(bench: Bench) -> None:
     bench.run("r", 3)
     worker = bench.worker()
     bench.fail_all("r", worker)
-    moved, cutoff = bench.connection.execute(*scripts.Call(KEYS, "retry", ("r", 2, "")).command_with_source)
-    assert moved == 2
+    first = scripts.Call(KEYS, "retry", ("r", 2, "")).command_with_source
+    moved, cutoff, found = bench.connection.execute(*first)
+    assert (moved, found) == (2, 2)
     bench.fail_all("r", worker)
     again = scripts.Call(KEYS, "retry", ("r", 2, cutoff))
-    assert scripts.run(bench.connection, again) == [1, cutoff]
-    assert scripts.run(bench.connection, again) == [0, cutoff]
+    assert scripts.run(bench.connection, again) == [1, cutoff, 1]
+    assert scripts.run(bench.connection, again) == [0, cutoff, 0]
     assert bench.states("r") == {"ready": 1, "failed": 2}
+
+
+def test_retry_moves_all_that_failed_when_the_clock_of_the_server_went_back(bench: Bench) -> None:
+    bench.run("r", 1)
+    bench.fail_all("r", bench.worker())
+    bench.redis.zincrby(KEYS.registry("failed", "r"), 3600, job_id("r", 1))
+    assert bench.store.retry("r") == 1
+
+
+def test_retry_goes_on_behind_a_chunk_of_deleted_items(bench: Bench) -> None:
+    bench.run("r", CHUNK + 1)
+    bench.fail_all("r", bench.worker())
+    for seq in range(1, CHUNK + 1):
+        bench.redis.delete(KEYS.job(job_id("r", seq)))
+    assert bench.store.retry("r") == 1
+
+
+def test_last_is_the_run_made_last_when_the_clock_of_the_server_went_back(bench: Bench) -> None:
+    bench.run("b")
+    bench.redis.zincrby(KEYS.runs, 3600, "b")
+    bench.run("a")
+    assert bench.store.resolve("last") == "a"
+
+
+def test_room_for_output_is_given_back_by_a_retry(bench: Bench) -> None:
+    bench.run("r", 1)
+    worker = bench.worker()
+    (lease,) = worker.claim()
+    worker.start(lease)
+    worker.fail(lease, output=kept_output(b"x" * 1000))
+    assert int(bench.redis.hget(KEYS.run("r"), "kept_bytes") or 0) > 0
+    bench.store.retry("r")
+    assert int(bench.redis.hget(KEYS.run("r"), "kept_bytes") or 0) == 0
+
+
+@pytest.mark.parametrize("job", ["3f2a-uuid-abcdef", "r-foo", "plain"])
+def test_jobs_that_others_put_among_the_items_are_dropped_and_break_nothing(bench: Bench, job: str) -> None:
+    """With rq.Queue(run).enqueue or enqueue_in, or by hand; a worker that met one ended with a traceback."""
+    bench.run("r", 3)
+    bench.redis.hset(KEYS.job(job), mapping={"status": "queued", "description": "f()", "origin": "r"})
+    bench.redis.zadd(KEYS.registry("scheduled", "r"), {job: 1})
+    bench.redis.zadd(KEYS.registry("wip", "r"), {job: 1})
+    bench.redis.linsert(KEYS.queue("r"), "BEFORE", job_id("r", 2), job)
+    worker = bench.worker()
+    assert seqs(worker.claim(2) + worker.claim(2)) == [1, 2, 3]
+    bench.redis.rpush(KEYS.queue("r"), job)
+    bench.store.cancel("r")
+    assert bench.states("r") == {"cancelled": 3}
+
+
+def test_a_cancel_that_was_broken_off_is_ended_by_tidy(bench: Bench) -> None:
+    bench.run("r", CHUNK + 5)
+    scripts.run(bench.connection, scripts.Call(KEYS, "cancel", ("r", 1)))
+    assert bench.states("r") == {"ready": CHUNK + 4, "cancelled": 1}
+    bench.store.tidy()
+    assert bench.states("r") == {"cancelled": CHUNK + 5}
+
+
+def test_a_tiny_percentage_of_failures_halts_too(bench: Bench) -> None:
+    bench.run("r", 4, RunSpec(command="true", halt=Halt.parse("soon,fail=0.00002%")))
+    worker = bench.worker()
+    leases = worker.claim(3)
+    worker.start(*leases)
+    worker.fail(*leases)
+    assert bench.counts("r").reason == "halted soon: 3 items failed"
 
 
 def test_retry_of_single_items_moves_only_those_that_failed(bench: Bench) -> None:
@@ -730,6 +796,33 @@ def test_a_halt_percentage_counts_from_the_third_failure_on(bench: Bench) -> Non
     assert bench.counts("r").state is RunState.OPEN  # 3 of 7
     worker.fail(leases[7])
     assert bench.counts("r").state is RunState.PAUSED  # 4 of 8
+
+
+def test_the_rate_is_counted_from_the_first_claim_and_there_is_none_in_a_pause(bench: Bench) -> None:
+    """Two items that take 3 s end together: that is 2 in 3 s, not 2 in the moment since the first of them."""
+    bench.run("r", 4)
+    worker = bench.worker()
+    leases = worker.claim(2)
+    long_ago = bench.now() - 3
+    bench.redis.hset(KEYS.run("r"), "since", long_ago)
+    worker.start(*leases)
+    worker.ack(*leases)
+    assert 0.1 < bench.counts("r").rate_per_second <= 2 / 3
+    bench.store.pause("r")
+    assert bench.counts("r").rate_per_second == 0
+    bench.store.resume("r")
+    assert bench.redis.hget(KEYS.run("r"), "since") is None
+
+
+def test_the_rate_of_many_is_that_of_the_last_512(bench: Bench) -> None:
+    bench.run("r", 601)
+    worker = bench.worker()
+    leases = worker.claim(600, 600)
+    bench.redis.hset(KEYS.run("r"), "since", bench.now() - 1000)
+    for at in (0, 80):
+        worker.start(*leases[at : at + 560])
+        worker.ack(*leases[at : at + 560])
+    assert bench.counts("r").rate_per_second > 512 / 100
 
 
 def test_items_that_failed_because_their_workers_died_count_for_a_halt_rule(bench: Bench) -> None:

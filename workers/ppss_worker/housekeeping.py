@@ -10,7 +10,7 @@ from pathlib import Path
 from ppss_queue.calls import Calls
 from ppss_queue.connection import Reply
 from ppss_queue.keys import Keys
-from ppss_queue.replies import read_members
+from ppss_queue.replies import as_list, read_members
 from ppss_queue.scripts import Call
 from ppss_queue.store import CHUNK
 from ppss_worker.link import Link
@@ -51,15 +51,18 @@ class Housekeeping:
     def tidy(self) -> None:
         """Notices what other programs did to the runs, and purges those whose time is over."""
 
-        def purge(run: str, reply: Reply) -> None:
+        def go_on(verb: str, run: str, reply: Reply) -> None:
             if isinstance(reply, int) and reply > 0:
-                self._link.send(Call(self._keys, "purge", (run, CHUNK)), partial(purge, run))
-            elif reply == 0:
+                self._link.send(Call(self._keys, verb, (run, CHUNK)), partial(go_on, verb, run))
+            elif reply == 0 and verb == "purge":
                 shutil.rmtree(self._state_directory / "logs" / run, ignore_errors=True)
 
         def tidied(reply: Reply) -> None:
-            for run in read_members(reply) if reply else ():
-                purge(run, 1)
+            if not reply:
+                return
+            for verb, runs in zip(("purge", "cancel"), as_list(reply), strict=True):
+                for run in read_members(runs):
+                    go_on(verb, run, 1)
 
         self._link.send(Call(self._keys, "tidy"), tidied, repeat=False)
 

@@ -321,12 +321,46 @@ def test_foreign_data_under_our_keys(ppss: Ppss, line: str) -> None:
     assert sentence.endswith(" holds data of another program. Remove it, or use another database.")
 
 
-@pytest.mark.parametrize("line", ["run scans -c true", "worker --burst"])
+VERBS_ON_DATA = [
+    "run scans -c true",
+    "worker --burst",
+    "status",
+    "items last",
+    "retry last",
+    "cancel last",
+    "wait last",
+]
+
+
+@pytest.mark.parametrize("line", VERBS_ON_DATA)
 def test_a_newer_schema(ppss: Ppss, line: str) -> None:
+    """No verb looks at, or changes, what it can't understand."""
+    assert ppss("enqueue", "scans", "-c", "true").code == 0
     redis(ppss, "SET", "ppss:schema", "99")
-    done = ppss(*line.split())
-    assert done.code == 2 and "newer" in done.err.splitlines()[-1], done
-    assert ppss.runs() == []
+    assert (
+        ppss(*line.split()).refused() == "this Redis is used by a newer PPSS (schema 99). Upgrade this one."
+    )
+    redis(ppss, "SET", "ppss:schema", "hello")
+    assert "ppss:schema holds data of another program" in ppss(*line.split()).refused()
+    redis(ppss, "SET", "ppss:schema", "1")
+    assert [run["ready"] for run in ppss.runs()] == [run["total"] for run in ppss.runs()]
+
+
+@pytest.mark.parametrize("line", ["status", "worker --burst", "items last"])
+def test_another_prefix_of_rqs_keys(ppss: Ppss, line: str) -> None:
+    """It would see none of the items, and take the run for done."""
+    assert ppss("enqueue", "scans", "-c", "true").code == 0
+    said = ppss(*line.split(), env={"RQ_KEY_PREFIX": "other"}).refused()
+    assert said == "the runs in this Redis were made with RQ_KEY_PREFIX=rq: set it to that here too."
+
+
+@pytest.mark.parametrize("spec", ["", "notjson", "[]", "{}"])
+def test_a_run_that_is_not_ours(ppss: Ppss, spec: str) -> None:
+    redis(ppss, "HSET", "ppss:run:abcd", "spec", spec)
+    redis(ppss, "ZADD", "ppss:runs", "1", "abcd")
+    for line in ("status", "items abcd", "status abcd --json"):
+        said = ppss(*line.split()).refused()
+        assert said.startswith("the key ppss:run:abcd holds data that PPSS did not write"), said
 
 
 # disks
