@@ -12,7 +12,7 @@ from ppss_queue.replies import as_list, integer, read_members, text
 from ppss_queue.rq_form import kept_output
 from ppss_queue.scripts import Call
 
-WORKER_SILENCE_SECONDS = 60
+WORKER_SILENCE_SECONDS = 30
 """A worker that was silent this long is forgotten by RQ's views."""
 
 
@@ -54,13 +54,21 @@ class Calls:
         self._worker = worker
         self._nonce = nonce
 
-    def claim(self, want: int, idle: int, *, has_command: bool = False, runs: Sequence[str] = ()) -> Call:
-        """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs).
+    def claim(
+        self,
+        want: int,
+        idle: int,
+        *,
+        has_command: bool = False,
+        runs: Sequence[str] = (),
+        without: Iterable[str] = (),
+    ) -> Call:
+        """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs) but `without`.
 
         `has_command`: the worker can run items of runs that have no command.
         """
         fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
-        return Call(self._keys, "claim", (*fixed, *runs))
+        return Call(self._keys, "claim", (*fixed, *runs, *(f"-{run}" for run in without)))
 
     def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
         """(lease, slot) of attempts that are about to begin."""

@@ -48,9 +48,15 @@ class Connection:
     owed are forgotten, and every call raises ConnectFailed until `reopen`.
     """
 
-    def __init__(self, address: Address, *, name: str = "ppss") -> None:
-        """Not open yet. `name` is what CLIENT LIST shows, without blanks."""
+    def __init__(
+        self, address: Address, *, name: str = "ppss", patience_seconds: float | None = None
+    ) -> None:
+        """Not open yet. `name` is what CLIENT LIST shows, without blanks.
+
+        `patience_seconds`: how long a call waits for a server that says nothing; None: for ever.
+        """
         self.address = address
+        self._patience_seconds = patience_seconds
         self.server: ServerInfo | None = None
         """Set by `check_server`."""
         self._name = name
@@ -72,9 +78,11 @@ class Connection:
         connection.reopen()
         return connection
 
-    def clone(self, *, name: str | None = None) -> Connection:
-        """Open another connection to the same server; raises like `open`."""
-        other = Connection.open(self.address, name=name or self._name)
+    def clone(self, *, name: str | None = None, patience_seconds: float | None = None) -> Connection:
+        """Open another connection to the same server, as patient unless told otherwise; raises like `open`."""
+        patience_seconds = self._patience_seconds if patience_seconds is None else patience_seconds
+        other = Connection(self.address, name=name or self._name, patience_seconds=patience_seconds)
+        other.reopen()
         other.server = self.server
         return other
 
@@ -277,11 +285,12 @@ class Connection:
                     self._read()
 
     def _wait(self, events: int) -> int:
-        """What of `events` is possible now; during the login only for some seconds."""
+        """Waits until some of `events` is possible; which."""
         self._poll.register(self._live(), events)
-        happened = self._poll.poll(None if self._logged_in else CONNECT_SECONDS * 1000)
+        seconds = self._patience_seconds if self._logged_in else CONNECT_SECONDS
+        happened = self._poll.poll(None if seconds is None else seconds * 1000)
         if not happened:
-            raise self._lost(TimeoutError())
+            raise self._lost(TimeoutError(f"no answer for {seconds:g} s"))
         return happened[0][1]
 
     def _lost(self, error: Exception) -> ConnectFailed:

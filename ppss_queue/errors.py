@@ -62,11 +62,15 @@ class ServiceFailed(PpssError):
     exit_code = ExitCode.SERVICE_FAILED
 
 
-class ConnectFailed(ServiceFailed):
+class Unavailable(ServiceFailed):
+    """Redis can't do it now, and may later without anybody changing a command or a permission."""
+
+
+class ConnectFailed(Unavailable):
     """Redis can't be reached, or ended the connection."""
 
 
-class OutOfMemory(ServiceFailed):
+class OutOfMemory(Unavailable):
     """Redis refuses writes because it is at its maxmemory."""
 
 

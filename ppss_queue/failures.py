@@ -6,7 +6,15 @@ import re
 import socket
 
 from ppss_queue.address import Address
-from ppss_queue.errors import ConnectFailed, ForeignData, NewerVersion, OutOfMemory, PpssError, ServiceFailed
+from ppss_queue.errors import (
+    ConnectFailed,
+    ForeignData,
+    NewerVersion,
+    OutOfMemory,
+    PpssError,
+    ServiceFailed,
+    Unavailable,
+)
 
 _ADVICE = {
     "BUSY": "is busy with a long script of some program, and refuses all else: try again later",
@@ -18,12 +26,15 @@ _ADVICE = {
 }
 """What follows "Redis at X" for a code; one that ends in "says" is followed by Redis's own text."""
 
+_LASTING = ("NOPERM",)
+"""Of these codes: what no waiting will change."""
+
 
 class NoScript(ServiceFailed):
     """EVALSHA named a script that the server does not have (any more)."""
 
 
-class StillLoading(ServiceFailed):
+class StillLoading(Unavailable):
     """The server reads its data from disk; soon it will answer."""
 
 
@@ -47,10 +58,13 @@ def reply_failure(text: str, address: Address, maxmemory_bytes: int = 0) -> Ppss
         return ForeignData(
             f"a key of PPSS at {place} holds data of another program. Remove it, or use another database."
         )
+    if full_text.startswith("ACL failure in script"):
+        code = "NOPERM"
     if code == "NOSCRIPT":
         return NoScript(f"{where} does not have a script of PPSS.")
     if advice := _ADVICE.get(code):
-        return ServiceFailed(f"{where} {advice}: {text}" if advice.endswith("says") else f"{where} {advice}.")
+        kind = ServiceFailed if code in _LASTING else Unavailable
+        return kind(f"{where} {advice}: {text}" if advice.endswith("says") else f"{where} {advice}.")
     return ServiceFailed(f"{where} answered with an error: {full_text}")
 
 

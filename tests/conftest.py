@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ from ppss_queue import server
 from ppss_queue.errors import BadInput
 from ppss_queue.server_binary import binary
 from ppss_queue.server_place import default_place
+
+# A script that is run with `&` ignores these, and so would all that the tests start and want to interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _DATABASES = 1000
 _ROOT = Path(__file__).parent.parent

@@ -65,7 +65,7 @@ def worker_verb(
 
     SIGTERM finishes what runs, a second one hands it back. Ctrl-C hands it back, a second one does so at once.
     """
-    from ppss_worker.worker import Worker
+    from ppss_worker.worker import PATIENCE_SECONDS, Worker
 
     from ppss_queue.cli.workerlog import WorkerLog
 
@@ -83,13 +83,18 @@ def worker_verb(
         served = tuple(queue.run(name).id for name in runs)
         log = WorkerLog(state_directory(), logs, quiet=quiet)
         settings = settings_of(work, burst=burst, runs=served, command=words or command)
-        worker = Worker(queue.connection.clone(name="ppss-worker"), queue.keys, settings, log)
+        worker = Worker(
+            queue.connection.clone(name="ppss-worker", patience_seconds=PATIENCE_SECONDS),
+            queue.keys,
+            settings,
+            log,
+        )
         log.say(
             f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
         )
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
-    return ExitCode.OK
+    return ExitCode.CORRECT_INPUT if burst and worker.left_runs_alone else ExitCode.OK
 
 
 def settings_of(

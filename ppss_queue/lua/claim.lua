@@ -3,7 +3,7 @@
 --          a run newer than this worker or '', batch...}
 -- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
---       runs without one or 0, allowed run... (none: all)
+--       runs without one or 0, allowed run or -excluded run... (no allowed one: all)
 local refused = check_schema(ARGV[1])
 if refused then return refused end
 local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -11,8 +11,11 @@ if redis.call('EXISTS', R .. 'suspended') == 1 then
   local left = redis.call('PTTL', R .. 'suspended')
   return { left > 0 and tostring(left / 1000) or '', -1, '' }
 end
-local allowed = {}
-for index = 8, #ARGV do allowed[ARGV[index]] = true end
+local allowed, excluded = {}, {}
+for index = 8, #ARGV do
+  local run = string.match(ARGV[index], '^-(.*)')
+  if run then excluded[run] = true else allowed[ARGV[index]] = true end
+end
 
 -- RQ's form (zlib, base64) of 'lost too often: its worker died'
 local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
@@ -116,7 +119,7 @@ local reply, wake, open, empty = { '', 0, '' }, nil, 0, {}
 local passes = redis.call('ZRANGE', P .. 'open', 0, -1, 'WITHSCORES')
 for index = 1, #passes, 2 do
   local run, pass, batches = passes[index], passes[index + 1], #reply
-  if not next(allowed) or allowed[run] then
+  if (not next(allowed) or allowed[run]) and not excluded[run] then
     local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
     local can_run = values[5] ~= '1' or ARGV[7] == '1'
     if not tonumber(values[1]) or tonumber(values[1]) > version then
@@ -152,7 +155,7 @@ end
 -- A run that someone paused is waited for by the workers that serve only it; one that a halt rule paused is not.
 for run in pairs(allowed) do
   local values = redis.call('HMGET', run_key(run), 'state', 'reason')
-  if values[1] == 'paused' and not values[2] then open = open + 1 end
+  if values[1] == 'paused' and not values[2] and not excluded[run] then open = open + 1 end
 end
 if wake then reply[1] = tostring(math.max(wake - NOW, 0)) end
 reply[2] = open

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppss_worker.publishing import Attempt, OutputRefused
-from ppss_worker.staging import Staging, exists, sweep
+from ppss_worker.staging import Staging, exists, leftovers, sweep
 
 from ppss_queue.errors import BadInput, LeaseLost, MachineFailed
 
@@ -504,6 +504,10 @@ def test_directories_that_the_command_locked_are_published_with_their_modes() ->
         assert _scratches(top) == []
 
 
+def _sweep(output: Path, run: str) -> int:
+    return sweep(os.fspath(output), run, leftovers(os.fspath(output), run))
+
+
 def test_discard_and_sweep_remove_what_the_command_locked() -> None:
     with _ordinary_user() as top:
         staging = Staging(os.fspath(top), "k3v9")
@@ -517,7 +521,7 @@ def test_discard_and_sweep_remove_what_the_command_locked() -> None:
                 place.chmod(0)
         attempt.discard()
         assert _scratches(top) == ["1.1-a"]
-        assert sweep(os.fspath(top), "k3v9") == 1
+        assert _sweep(top, "k3v9") == 1
         assert list(top.iterdir()) == []
 
 
@@ -1077,7 +1081,7 @@ def test_scratch_is_not_made_through_a_link(tmp_path: Path, place: str) -> None:
 
 
 def test_scratch_can_be_had_after_the_run_was_swept(staging: Staging, output: Path) -> None:
-    assert sweep(os.fspath(output), "k3v9") == 0
+    assert _sweep(output, "k3v9") == 0
     assert not (output / ".ppss").exists()
     attempt = staging.scratch(1, "1-a", "")
     _write(attempt, a="1")
@@ -1090,13 +1094,23 @@ def test_sweep_counts_what_it_removes_and_leaves_other_runs(staging: Staging, ou
     kept = other.scratch(1, "1-a", "")
     for seq in (1, 2):
         _write(staging.scratch(seq, "1-a", ""), a="1")
-    assert sweep(os.fspath(output), "k3v9") == 2
+    assert _sweep(output, "k3v9") == 2
     assert os.listdir(output / ".ppss") == ["j7aa"]
     kept.discard()
-    assert sweep(os.fspath(output), "j7aa") == 0
+    assert _sweep(output, "j7aa") == 0
     assert list(output.iterdir()) == []
-    assert sweep(os.fspath(output), "j7aa") == 0
-    assert sweep(os.fspath(output / "missing"), "j7aa") == 0
+    assert _sweep(output, "j7aa") == 0
+    assert _sweep(output / "missing", "j7aa") == 0
+
+
+def test_sweep_leaves_what_came_after_the_look(staging: Staging, output: Path) -> None:
+    """A retry right after the end of a run lost its scratch to the sweep of another worker."""
+    _write(staging.scratch(1, "1-a", ""), a="1")
+    seen = leftovers(os.fspath(output), "k3v9")
+    retried = staging.scratch(1, "2-b", "")
+    _write(retried, a="2")
+    assert sweep(os.fspath(output), "k3v9", seen) == 1
+    assert _publish(retried) == 1
 
 
 def test_exists_sees_files_and_dangling_links_and_survives_any_name(output: Path) -> None:

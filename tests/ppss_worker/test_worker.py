@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import wait_until
 
+from ppss_queue.errors import Unavailable
 from ppss_queue.model import Halt, RetryRule, State
 
 if TYPE_CHECKING:
@@ -409,17 +410,33 @@ def test_a_command_that_is_not_on_the_node_fails_its_items_and_says_so(site: Sit
         )
 
 
-def test_a_directory_that_is_not_on_the_node_stops_the_worker_and_costs_no_item(site: Site) -> None:
+def test_a_run_whose_directory_is_not_on_the_node_is_left_to_other_nodes(site: Site) -> None:
+    """One bad run ended each worker, and so starved all other runs."""
     (site.directory / "gone").mkdir()
     run = site.enqueue([*"abc"], "true", directory=str(site.directory / "gone"))
     (site.directory / "gone").rmdir()
+    good = site.enqueue([str(number) for number in range(20)], "true")
     worker = site.worker()
-    assert worker.wait(SOON) != 0
-    assert (
+    good.wait(SOON)
+    wait_until(lambda: site.states(run) == {"ready": 3}, "its items are handed back")
+    said = [line for line in worker.log.splitlines() if "left to other nodes" in line]
+    assert len(said) == 1
+    assert said[0].endswith(
         "gone' can't be entered on this node (No such file or directory): make or mount it here."
-        in worker.log
     )
-    assert site.states(run) == {"ready": 3}
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(SOON) == 0
+    assert site.worker("--burst").wait(SOON) == site.worker("--run", run.id).wait(SOON) == 2
+    assert [(view.state, view.lost) for view in run.items()] == [(State.READY, 0)] * 3
+
+
+def test_items_held_for_a_slot_that_stays_busy_go_to_others(site: Site) -> None:
+    """Eighteen quick items waited behind a long one while another worker was idle."""
+    run, _ = site.prefetched()
+    site.worker("--node-name", "b")
+    wait_until(lambda: run.status().succeeded == 59, "all but the long one are done elsewhere")
+    (site.directory / "go").touch()
+    run.wait(SOON)
 
 
 def test_a_newer_schema_is_refused_with_a_sentence(site: Site) -> None:
@@ -479,8 +496,9 @@ class Server:
     def start(self) -> None:
         options = f"--port 0 --dir {self._directory} --unixsocket {self._directory}/s --appendonly yes"
         with (self._directory / "log").open("ab") as log:
+            options += " --appendfsync always --enable-protected-configs yes"
             self._process = subprocess.Popen(
-                [self._binary, *options.split(), "--appendfsync", "always", "--save", ""],
+                [self._binary, *options.split(), "--save", ""],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -497,6 +515,10 @@ class Server:
             return True
 
         wait_until(answers, "own server answers")
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         assert self._process is not None
@@ -571,6 +593,84 @@ def test_a_worker_outlives_the_loss_of_any_one_connection(site: Site, name: str)
     used = worker.cpu_seconds
     time.sleep(0.5)
     assert worker.cpu_seconds - used < 0.2
+
+
+def test_a_refusal_that_passes_costs_no_item_and_no_cpu(own_site: Site) -> None:
+    """A server whose disk is full answers everything with MISCONF: the worker killed what it ran, and then span."""
+    site = own_site
+    run = site.enqueue([*"abc"], f'echo $$ > "$ITEM.pid"; {_GO}')
+    worker = site.worker()
+    pids = site.pids("*.pid", 2)
+    (site.directory / "data").mkdir()
+    admin = site.queue.connection
+    admin.execute("CONFIG", "SET", "save", "3600 1")
+    admin.execute("CONFIG", "SET", "dir", str(site.directory / "data"))
+    (site.directory / "data").rmdir()
+    admin.execute("BGSAVE")
+    wait_until(lambda: isinstance(admin.execute_many([("PING",)])[0], Unavailable), "the server refuses")
+    admin.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    wait_until(lambda: "trying again" in worker.log, "the refusal is noticed")
+    assert all(map(site.alive, pids))
+    used = worker.cpu_seconds
+    time.sleep(0.5)
+    assert worker.cpu_seconds - used < 0.25
+    admin.execute("CONFIG", "SET", "dir", str(site.directory))
+    admin.execute("CONFIG", "SET", "save", "")
+    (site.directory / "go").touch()
+    admin.reopen()
+    run.wait(SOON)
+    assert [(view.state, view.attempts) for view in run.items()] == [(State.SUCCEEDED, 1)] * 3
+
+
+def test_a_permission_that_is_missing_ends_the_worker_with_exit_code_3(own_site: Site) -> None:
+    """It tried for ever, said so once, and ended with 0 when it was stopped."""
+    site = own_site
+    run = site.enqueue([*"abc"], f'echo $$ > "$ITEM.pid"; {_GO}')
+    worker = site.worker()
+    site.pids("*.pid", 2)
+    site.queue.connection.execute("ACL", "SETUSER", "default", "-zrem")
+    (site.directory / "go").touch()
+    assert worker.wait() == 3, worker.log
+    assert "grant it in the ACL" in worker.log.splitlines()[-1]
+    site.queue.connection.execute("ACL", "SETUSER", "default", "+@all")
+    assert run.status().succeeded == 0
+
+
+def test_a_redis_that_hangs_does_not_keep_stopped_workers(own_site: Site, own_server: Server) -> None:
+    """One is idle, the other one has an outcome that it can't tell."""
+    site = own_site
+    run = site.enqueue(["a"], f"echo $$ > a.pid; {_GO}")
+    busy = site.worker("-p", "1")
+    pids = site.pids("a.pid", 1)
+    idle = site.worker("--run", site.enqueue([], "true").id)
+    site.wait_idle()
+    own_server.signal(signal.SIGSTOP)
+    for worker in (busy, idle):
+        worker.signal(signal.SIGTERM)
+    (site.directory / "go").touch()
+    site.wait_gone(pids)
+    assert idle.wait(30) == 0, idle.log
+    assert busy.wait(60) == 3, busy.log
+    own_server.signal(signal.SIGCONT)
+    assert run.status().succeeded <= 1
+
+
+def test_a_resume_during_a_lost_connection_is_not_missed(site: Site) -> None:
+    """The worker held the run for paused for ever, and claimed and released its items in a loop."""
+    run = site.enqueue([*"abcd"], f'echo $$ > "$ITEM.pid"; {_GO}', visibility_seconds=1)
+    worker = site.worker("-p", "1")
+    site.pids("*.pid", 1)
+    run.pause()
+    wait_until(lambda: run.status().leased == 1, "what was held is handed back")
+    (site.directory / "go").touch()
+    wait_until(lambda: run.status().succeeded == 1, "the first one is done")
+    worker.signal(signal.SIGSTOP)
+    for name in ("ppss-leases", "ppss-control"):
+        site.queue.connection.execute("CLIENT", "KILL", "ID", site.connections()[name]["id"])
+    run.resume()
+    worker.signal(signal.SIGCONT)
+    run.wait()
+    assert site.states(run) == {"succeeded": 4}
 
 
 def _cut(site: Site, name: str) -> None:

@@ -207,13 +207,18 @@ def test_a_full_disk_ends_the_worker_and_the_item_goes_back(site: Site, small_di
     assert site.states(run) == {"succeeded": 2}
 
 
-def test_an_output_directory_that_can_not_be_made_stops_the_worker_and_costs_no_item(site: Site) -> None:
+def test_a_run_whose_output_directory_can_not_be_made_is_left_to_other_nodes(site: Site) -> None:
     (site.directory / "file").write_text("")
     run = site.enqueue(["x"], "true", output=str(site.directory / "file"))
-    worker = site.worker()
+    other = site.enqueue(["y"], "true")
+    worker = site.worker("--burst")
     assert worker.wait(8) == 2, worker.log
-    assert "can't write in output directory" in worker.log
+    assert f"run {run.id} can't be run here and is left to other nodes: can't write in output" in worker.log
     assert site.states(run) == {"ready": 1}
+    assert site.states(other) == {"succeeded": 1}
+    worker = site.worker("--run", run.id)
+    assert worker.wait(8) == 2, worker.log
+    assert "can't write in output directory" in worker.log.splitlines()[-1]
 
 
 # Logs

@@ -149,6 +149,39 @@ def test_an_interrupted_worker_leaves_no_orphan_and_loses_nothing(site: Site, nu
     assert site.states(run) == {"succeeded": 3}
 
 
+def test_what_was_told_to_end_did_not_succeed_whatever_it_exits_with(site: Site) -> None:
+    """Many programs end with 0 on SIGTERM: half an output was published, and the item called done."""
+    output = site.directory / "out"
+    command = f"trap 'exit 0' TERM; echo half > {{out}}; {WAITS}; echo whole >> {{out}}"
+    run = site.enqueue(["x"], command, output=str(output))
+    worker = site.worker("--node-name", "a")
+    site.pids("x.a.pid", 1)
+    worker.signal(signal.SIGINT)
+    worker.wait(SOON)
+    assert site.states(run) == {"ready": 1}
+    assert not (output / "x").exists()
+    (site.directory / "go").touch()
+    site.burst()
+    assert (output / "x").read_text() == "half\nwhole\n"
+
+
+def test_a_hangup_that_the_caller_ignores_is_ignored(site: Site) -> None:
+    """`nohup ppss worker &`: the terminal goes, the worker stays."""
+    run = site.enqueue(["x"], WAITS)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        worker = site.worker("--node-name", "a")
+        site.pids("x.a.pid", 1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    worker.signal(signal.SIGHUP)
+    (site.directory / "go").touch()
+    run.wait(SOON)
+    assert site.states(run) == {"succeeded": 1}
+    worker.signal(signal.SIGTERM)
+    assert worker.wait(SOON) == 0
+
+
 def test_a_second_interrupt_does_not_wait_for_commands_that_refuse_to_end(site: Site) -> None:
     (site.directory / "list").write_text("x\n")
     command = f"trap '' TERM; {WAITS}"

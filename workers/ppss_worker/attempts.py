@@ -73,6 +73,8 @@ class Attempts:
         self._node = node
         self._on_failure = on_failure
         self._running: dict[int, Running] = {}
+        self._newest_at = 0.0
+        """When the last one began, time.monotonic()."""
         self._publishing: dict[str, Running] = {}
         self.seconds_each = 0.0
         """Moving average of how long attempts take; 0: none ended yet."""
@@ -91,6 +93,10 @@ class Attempts:
         """Of all that runs or is being published."""
         for running in (*self._running.values(), *self._publishing.values()):
             yield running.lease
+
+    def stalled_seconds(self, now: float) -> float:
+        """How long all that run have been running."""
+        return now - self._newest_at if self._running else 0.0
 
     def begin(self, lease: Lease, run: ActiveRun, slot: int) -> bool:
         """Starts the command of a lease whose `start` is on its way. False: it is over already, the slot is free.
@@ -126,6 +132,7 @@ class Attempts:
         timeout_at = started + timeout if timeout else None
         running = Running(lease, run, slot, child, scratch, started, time.time(), timeout_at)
         self._running[child.pid] = running
+        self._newest_at = started
         self._observer.started(lease, run, slot)
         return True
 
@@ -162,7 +169,7 @@ class Attempts:
         )
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
-        elif outcome.exit_code == 0 and not outcome.reason and running.stopped in (None, "released"):
+        elif outcome.exit_code == 0 and not outcome.reason and running.stopped is None:
             self._publish(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)

@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ppss_queue.calls import Calls, Claimed, read_claim
 from ppss_queue.changes import ChangeListener
@@ -37,23 +38,30 @@ class Claims:
         *,
         runs: Sequence[str],
         has_command: bool,
+        left_alone: Callable[[float], Sequence[str]],
         before_claim: Callable[[], None],
         on_claimed: Callable[[Claimed], None],
-        on_foreign_change: Callable[[], None],
+        on_changes: Callable[[Collection[str]], None],
+        on_unheard: Callable[[], None],
     ) -> None:
-        """`connection` is for listening only. `on_foreign_change`: another program changed a list of items.
+        """`connection` is for listening only. `on_changes`: somebody changed the items of these runs;
+        `on_unheard`: somebody may have, while nobody listened.
+
+        `left_alone`: runs not to claim from, at a time of time.monotonic().
 
         `before_claim` sends the outcomes that wait: a run that one of them halts or ends gives nothing out then.
         """
         self._connection = connection
         self._link = link
         self._calls = calls
-        self._wake_key = keys.wake.encode()
+        self._lists = tuple(key.encode() for key in (keys.queue(""), keys.registry("scheduled", "")))
         self._runs = tuple(runs)
         self._has_command = has_command
+        self._left_alone = left_alone
         self._before_claim = before_claim
         self._on_claimed = on_claimed
-        self._on_foreign_change = on_foreign_change
+        self._on_changes = on_changes
+        self._on_unheard = on_unheard
         self._listener = ChangeListener(connection, _watched(keys, runs))
         self._listening = False
         self._woken = True
@@ -114,14 +122,16 @@ class Claims:
             if not self._listening:
                 self._listener.on()
                 self._listening = True
-                self._on_foreign_change()  # there may have been one while nobody listened
+                self._on_unheard()
             elif not self._woken and now < self._look_at and (self._asked_since_end or not nothing_held):
                 return self._look_at - now
         self._woken = False
         self._asked_since_end = self._asked_since_end or nothing_held
         self.in_flight = True
         self._before_claim()
-        call = self._calls.claim(want, idle, has_command=self._has_command, runs=self._runs)
+        call = self._calls.claim(
+            want, idle, has_command=self._has_command, runs=self._runs, without=self._left_alone(now)
+        )
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
         return LOOK_AGAIN_SECONDS
 
@@ -133,8 +143,16 @@ class Claims:
         changes = self._listener.changes()
         if changes:
             self._woken = True
-            if changes != {self._wake_key}:
-                self._on_foreign_change()
+            if ChangeListener.FLUSHED in changes:
+                self._on_unheard()
+            runs = {
+                os.fsdecode(key[len(prefix) :])
+                for key in changes
+                for prefix in self._lists
+                if key.startswith(prefix)
+            }
+            if runs:
+                self._on_changes(runs)
 
     def reconnected(self) -> None:
         """After a lost connection: listens again, and asks. Raises ConnectFailed."""
@@ -161,10 +179,10 @@ class Claims:
         self._open_runs = -1 if claimed.suspended else claimed.open_runs
         wake = LOOK_AGAIN_SECONDS if claimed.wake_seconds is None else claimed.wake_seconds + 0.001
         self._look_at = now + min(wake, LOOK_AGAIN_SECONDS)
+        self._on_claimed(claimed)  # first: should listening be lost with the connection, the leases are not
         if count and self._listening:
             self._listener.off()
             self._listening = False
-        self._on_claimed(claimed)
 
 
 def _watched(keys: Keys, runs: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from ppss_queue.replies import as_list, read_members
 from ppss_queue.scripts import Call
 from ppss_queue.store import CHUNK
 from ppss_worker.link import Link
-from ppss_worker.runs import ActiveRun
-from ppss_worker.staging import sweep
+from ppss_worker.runs import ActiveRuns
+from ppss_worker.staging import leftovers, sweep
 
 EVERY_SECONDS = 60.0
+SOON_SECONDS = 5.0
 
 
 class Housekeeping:
@@ -29,7 +30,7 @@ class Housekeeping:
         calls: Calls,
         keys: Keys,
         state_directory: Path,
-        runs: dict[str, ActiveRun],
+        runs: ActiveRuns,
         is_busy: Callable[[str], bool],
     ) -> None:
         """`runs`: what the worker knows of runs, forgotten here when they have ended; `is_busy`: holds items of it."""
@@ -40,16 +41,43 @@ class Housekeeping:
         self._runs = runs
         self._is_busy = is_busy
         self._due_at = 0.0
+        self._done_at = -EVERY_SECONDS
 
-    def do_if_due(self, now: float) -> None:
-        """`now`: time.monotonic()."""
+    def do_if_due(self, now: float) -> float:
+        """Returns the seconds until it is due again. `now`: time.monotonic()."""
         if now >= self._due_at:
-            self._due_at = now + EVERY_SECONDS
-            self.tidy()
+            self._done_at, self._due_at = now, now + EVERY_SECONDS
+            self._tidy()
             self.sweep()
+        return self._due_at - now
 
-    def tidy(self) -> None:
-        """Notices what other programs did to the runs, and purges those whose time is over."""
+    def soon(self) -> None:
+        """Somebody may have changed something; as each new run looks like that, it is not done each time."""
+        self._due_at = min(self._due_at, self._done_at + SOON_SECONDS)
+
+    def notice(self, runs: Iterable[str]) -> None:
+        """Somebody changed the items of these runs: one that was done may be open again, one that was open done."""
+        for run in runs:
+            self._link.send(Call(self._keys, "notice", (run,)), lambda reply: None, repeat=False)
+
+    def sweep(self) -> None:
+        """Forgets runs that have ended, and removes what killed workers left in their output directories."""
+        for run in self._runs:
+            output = self._runs.get(run).spec.output
+            names = leftovers(output, run) if output is not None else []
+            look = partial(self._sweep_if_ended, run, output, names)
+            self._link.send(self._calls.renew(run, ()), look, repeat=False)
+
+    def _sweep_if_ended(self, run: str, output: str | None, names: list[str], reply: Reply) -> None:
+        ended = reply is not None and read_members(reply)[0] in ("done", "cancelled", "unknown")
+        if not ended or self._is_busy(run):
+            return
+        self._runs.forget(run)
+        if output is not None:
+            sweep(output, run, names)
+
+    def _tidy(self) -> None:
+        """Notices what other programs did to the runs, purges those whose time is over, ends broken cancels."""
 
         def go_on(verb: str, run: str, reply: Reply) -> None:
             if isinstance(reply, int) and reply > 0:
@@ -65,20 +93,3 @@ class Housekeeping:
                     go_on(verb, run, 1)
 
         self._link.send(Call(self._keys, "tidy"), tidied, repeat=False)
-
-    def sweep(self) -> None:
-        """Forgets runs that have ended, and removes what killed workers left in their output directories."""
-
-        def looked(run: str, reply: Reply) -> None:
-            if (
-                not reply
-                or read_members(reply)[0] not in ("done", "cancelled", "unknown")
-                or self._is_busy(run)
-            ):
-                return
-            active = self._runs.pop(run, None)
-            if active is not None and active.spec.output is not None:
-                sweep(active.spec.output, run)
-
-        for run in self._runs:
-            self._link.send(self._calls.renew(run, ()), partial(looked, run), repeat=False)

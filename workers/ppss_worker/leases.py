@@ -21,11 +21,11 @@ from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
 
 HEARTBEAT_SECONDS = 10.0
-"""How often a worker shows that it is alive; a sixth of the time after which RQ's views forget it."""
-
-
+"""How often a worker shows that it is alive; a third of the time after which all views forget it."""
 REFUSED_SECONDS = 1.0
 """Before Redis is asked again that refused, at most."""
+_STOP_SECONDS = 2.0
+"""How long the thread is waited for."""
 
 
 class LeaseKeeper:
@@ -91,7 +91,9 @@ class LeaseKeeper:
         self._stopping = True
         self._wake()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_STOP_SECONDS)
+            if self._thread.is_alive():  # Redis hangs: it ends with the process
+                return
         self._control_connection.close()
         self._connection.close()
         for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
@@ -103,37 +105,44 @@ class LeaseKeeper:
 
     def _keep(self) -> None:
         renewed = heartbeat = time.monotonic()
+        missed = False  # a run may have been paused or resumed while there was no connection
         while not self._stopping:
             with self._lock:
                 every = min(self._visibility.values(), default=3 * HEARTBEAT_SECONDS) / 3
             due = min(renewed + every, heartbeat + HEARTBEAT_SECONDS)
-            told = self._wait(max(0.0, due - time.monotonic()))
+            missed = self._wait(max(0.0, due - time.monotonic())) or missed
             now = time.monotonic()
             try:
-                if told or now >= renewed + every:
-                    self._renew(all_runs=told)
-                    renewed = now
+                if missed or now >= renewed + every:
+                    self._renew(all_runs=missed)
+                    renewed, missed = now, False
                 if now >= heartbeat + HEARTBEAT_SECONDS:
                     self._heartbeat()
                     heartbeat = now
             except ConnectFailed:
                 self._recover()
                 renewed = heartbeat = 0.0
+                missed = True
             except PpssError:  # refused, but the connection is good: not again at once
-                select.select([self._wake_reader], [], [], min(every, REFUSED_SECONDS))
+                self._pause(min(every, REFUSED_SECONDS))
                 renewed = heartbeat = 0.0
 
     def _wait(self, seconds: float) -> bool:
         """Whether somebody touched a run's state meanwhile."""
         try:
-            readable, _, _ = select.select([self._wake_reader, self._control.fileno()], [], [], seconds)
+            readable = _readable(seconds, self._wake_reader, self._control.fileno())
             new_run = self._wake_reader in readable  # it may have been paused since it was claimed from
             if new_run:
                 os.read(self._wake_reader, 4096)
             return (self._control.fileno() in readable and bool(self._control.changes())) or new_run
-        except (PpssError, OSError, ValueError):
+        except (PpssError, OSError):
             self._recover()
             return True
+
+    def _pause(self, seconds: float) -> None:
+        """Ends early if the keeper is told to stop."""
+        if _readable(seconds, self._wake_reader):
+            os.read(self._wake_reader, 4096)
 
     def _renew(self, *, all_runs: bool) -> None:
         with self._lock:
@@ -166,5 +175,13 @@ class LeaseKeeper:
                 self._control.on()
                 return
             except ServiceFailed:
-                select.select([self._wake_reader], [], [], delay)
+                self._pause(delay)
                 delay = min(delay * 2, 2.0)
+
+
+def _readable(seconds: float, *descriptors: int) -> list[int]:
+    """Those that can be read within the time; poll, since select takes no descriptor over 1023."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]

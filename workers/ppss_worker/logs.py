@@ -58,6 +58,7 @@ class Logs:
 
     def _joblog(self, run: str) -> int:
         if run not in self._joblogs:
+            self.close()  # one at a time: a worker may live through thousands of runs
             assert self._directory is not None
             self._directory.mkdir(parents=True, exist_ok=True)
             path = self._directory / f"{run}.joblog"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppss_queue.errors import ConnectFailed
+from ppss_queue.errors import Unavailable
 
 _RETRY_SECONDS = (0.05, 2.0)
 """The first pause and the longest; it doubles."""
@@ -16,13 +16,13 @@ class Outage:
     """All times are of time.monotonic()."""
 
     def __init__(self) -> None:
-        self.error: ConnectFailed | None = None
+        self.error: Unavailable | None = None
         """Why there is no connection; None: there is one."""
         self.retry_at = -_SETTLED_SECONDS
         self._pause_seconds = 0.0
         self._give_up_at = 0.0
 
-    def begin(self, error: ConnectFailed, now: float) -> bool:
+    def begin(self, error: Unavailable, now: float) -> bool:
         """The connection is lost, or could not be made again. Whether this outage is a new one."""
         new = self.error is None and now > self.retry_at + _SETTLED_SECONDS
         if new:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from ppss_queue.errors import MachineFailed, PpssError
+from ppss_queue.errors import ExitCode, MachineFailed, PpssError
 from ppss_worker.captures import open_capture
 from ppss_worker.guardian import Guardian, kill_group
 
@@ -51,6 +51,8 @@ class SpawnFailed(PpssError):
 
 class DirectoryMissing(PpssError):
     """The directory to run in can't be entered on this node: the node's fault, not the item's."""
+
+    exit_code = ExitCode.CORRECT_INPUT
 
 
 @dataclass(slots=True)

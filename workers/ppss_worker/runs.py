@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ppss_queue.command import Command, ItemValues, output_file_of, parse_command
+from ppss_queue.connection import Connection
 from ppss_queue.errors import BadInput
+from ppss_queue.keys import Keys
 from ppss_queue.model import Item, Lease, RunSpec
+from ppss_queue.store import Store
 from ppss_worker.staging import Staging
+
+LEFT_ALONE_SECONDS = 60.0
+"""Before a run that could not be run here is tried again: its directory may have been mounted meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +80,47 @@ class ActiveRun:
         if values.output_dir:
             seen["OUTPUT_DIR"] = values.output_dir
         return seen
+
+
+class ActiveRuns:
+    """The runs whose items this worker has met, and those that it can't run."""
+
+    def __init__(
+        self, connection: Connection, keys: Keys, node: str, own_command: str | tuple[str, ...] | None
+    ) -> None:
+        """`connection` is only cloned."""
+        self._connection = connection
+        self._keys = keys
+        self._node = node
+        self._own_command = own_command
+        self._known: dict[str, ActiveRun] = {}
+        self._alone_until: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._known))
+
+    def get(self, run: str) -> ActiveRun:
+        """Raises UnknownRun, Unavailable, or why it can't be run here: BadInput, MachineFailed."""
+        if run not in self._known:
+            with self._connection.clone(name="ppss-runs") as connection:
+                spec = Store(connection, self._keys).spec(run)
+            self._known[run] = ActiveRun.load(run, spec, self._node, self._own_command)
+        return self._known[run]
+
+    def forget(self, run: str) -> ActiveRun | None:
+        return self._known.pop(run, None)
+
+    def leave_alone(self, run: str, now: float) -> bool:
+        """Don't claim from it for a while; whether it is the first time."""
+        first = run not in self._alone_until
+        self._alone_until[run] = now + LEFT_ALONE_SECONDS
+        return first
+
+    def left_alone(self, now: float) -> list[str]:
+        """`now`: time.monotonic()."""
+        return [run for run, until in self._alone_until.items() if until > now]
+
+    @property
+    def any_left_alone(self) -> bool:
+        """Whether there was ever one."""
+        return bool(self._alone_until)

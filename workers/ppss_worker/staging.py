@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 
 from ppss_queue.errors import BadInput
@@ -99,15 +100,23 @@ def exists(output: str, subdirectory: str, name: str) -> bool:
     return os.path.lexists(os.path.join(output, subdirectory, name))
 
 
-def sweep(output: str, run: str) -> int:
-    """Remove what attempts of a finished run left in the output directory; the number of scratches removed.
+def leftovers(output: str, run: str) -> list[str]:
+    """Names of the scratches of a run. Raises nothing."""
+    with suppress(OSError):
+        return os.listdir(os.path.join(output, SCRATCH, run))
+    return []
 
+
+def sweep(output: str, run: str, names: Iterable[str]) -> int:
+    """Remove what attempts left in the output directory; the number of scratches removed.
+
+    `names`: `leftovers` of *before* the run was seen ended, so that nothing of a later retry is among them.
     What can't be removed stays. Raises nothing.
     """
     run_scratch = os.path.join(output, SCRATCH, run)
     removed = 0
     with suppress(OSError):
-        for name in os.listdir(run_scratch):
+        for name in names:
             with suppress(OSError):
                 remove_tree(f"{run_scratch}/{name}")
                 removed += 1

@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import groupby
 from types import FrameType
@@ -23,12 +23,11 @@ from types import FrameType
 from ppss_queue import __version__
 from ppss_queue.calls import Calls, Claimed, member
 from ppss_queue.connection import Argument, Connection, Reply
-from ppss_queue.errors import ConnectFailed, ExitCode, PpssError, UnknownRun
+from ppss_queue.errors import BadInput, ExitCode, PpssError, Unavailable, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.replies import read_members
 from ppss_queue.scripts import Call
-from ppss_queue.store import Store
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian
@@ -39,10 +38,16 @@ from ppss_worker.link import Link
 from ppss_worker.observer import Observer
 from ppss_worker.outage import Outage
 from ppss_worker.outbox import Outbox
-from ppss_worker.process import ChildSignals, Spawner
-from ppss_worker.runs import ActiveRun
+from ppss_worker.process import ChildSignals, DirectoryMissing, Spawner
+from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.slots import SlotNumbers
+
+HOLD_SECONDS = 2.0
+"""Items are held for busy slots no longer than this."""
+PATIENCE_SECONDS = 30.0
+"""A Redis that owes an answer for so long is taken for lost: longer than any script of ours, or a fork, takes."""
+STOPPING_PATIENCE_SECONDS = 10.0
 
 
 class Worker:
@@ -65,12 +70,14 @@ class Worker:
             keys,
             runs=settings.runs,
             has_command=settings.command is not None,
+            left_alone=lambda now: self._runs.left_alone(now),
             before_claim=self._outbox.send,
             on_claimed=self._claimed,
-            on_foreign_change=lambda: self._housekeeping.tidy(),
+            on_changes=lambda runs: self._housekeeping.notice(runs),
+            on_unheard=lambda: self._housekeeping.soon(),
         )
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
-        self._runs: dict[str, ActiveRun] = {}
+        self._runs = ActiveRuns(connection, keys, settings.node, settings.command)
         self._housekeeping = Housekeeping(
             self._link, self._calls, keys, settings.state_directory, self._runs, self._holds_items_of
         )
@@ -93,8 +100,7 @@ class Worker:
             if not self._stop:
                 self._outage.stopping(time.monotonic())
             self._stop = how
-            self._outbox.release(list(self._ready))
-            self._ready.clear()
+            self._hand_back(self._ready)
             if how >= Stop.NOW:
                 self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
 
@@ -105,6 +111,11 @@ class Worker:
     @property
     def stopping(self) -> Stop:
         return self._stop
+
+    @property
+    def left_runs_alone(self) -> bool:
+        """Whether there were runs that could not be run here."""
+        return self._runs.any_left_alone
 
     @property
     def running(self) -> int:
@@ -175,9 +186,11 @@ class Worker:
                 waits.append(self._outage.retry_at - now)
             else:
                 self._begin_ready()
+                waits.append(self._housekeeping.do_if_due(now))
                 waits.append(self._claim(now))
                 waits.append(self._send_outcomes())
                 self._link.flush()
+                self._link.check(PATIENCE_SECONDS if not self._stop else STOPPING_PATIENCE_SECONDS)
                 if self._link.answered:
                     waits.append(0.0)
             for key, _ in selector.select(max(0.0, min(waits))):
@@ -191,10 +204,12 @@ class Worker:
             if not self._outage.error:
                 self._link.receive()
                 self._claims.hear_changes()
-        except ConnectFailed as error:
+        except Unavailable as error:
             self._disconnected(selector, error)
         except (PpssError, OSError) as error:
             self._fail(error)
+            if self._outage.error:  # not before the next try, or nothing else would be done in a turn
+                self._disconnected(selector, self._outage.error)
 
     def _finished(self) -> bool:
         if self._outage.error:
@@ -217,7 +232,7 @@ class Worker:
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
             self._housekeeping.sweep()
-            self._link.finish()
+            self._link.finish(STOPPING_PATIENCE_SECONDS)
         self._claims.close()
         self._connection.close()
 
@@ -225,16 +240,23 @@ class Worker:
 
     def _claim(self, now: float) -> float:
         """Sends a claim if there is reason to; returns the seconds until there may be one."""
-        self._housekeeping.do_if_due(now)
         if self._stop:
             return LOOK_AGAIN_SECONDS
-        return self._claims.send_if_wanted(
+        prefetch = self._claims.prefetch(self._settings.slots, self._attempts.seconds_each)
+        stalled = self._attempts.stalled_seconds(now)
+        if stalled > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
+            prefetch = 0
+            self._hand_back(self._ready)
+        wait = self._claims.send_if_wanted(
             now,
             idle=max(0, len(self._free) - len(self._ready)),
             ahead=max(0, len(self._ready) - len(self._free)),
-            prefetch=self._claims.prefetch(self._settings.slots, self._attempts.seconds_each),
+            prefetch=prefetch,
             nothing_held=not len(self._attempts) and not self._ready,
         )
+        if self._ready:
+            wait = min(wait, HOLD_SECONDS - stalled + 0.01)
+        return wait
 
     def _claimed(self, claimed: Claimed) -> None:
         if claimed.newer_run and claimed.newer_run not in self._warned:
@@ -242,8 +264,15 @@ class Worker:
             self._observer.warn(
                 f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
             )
-        for run, group in groupby(claimed.leases, lambda lease: lease.run):
-            self._take(run, list(group), claimed.visibility_seconds[run])
+        batches = [(run, list(group)) for run, group in groupby(claimed.leases, lambda lease: lease.run)]
+        while batches:
+            run, leases = batches.pop(0)
+            try:
+                self._take(run, leases, claimed.visibility_seconds[run])
+            except PpssError:
+                for _, others in batches:
+                    self._outbox.release(others)
+                raise
 
     def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
         """Keeps what was claimed, or hands it back when it can't be run here."""
@@ -251,16 +280,15 @@ class Worker:
             if self._stop or run in self._paused:
                 self._outbox.release(leases)
                 return
-            if run not in self._runs:
-                with self._connection.clone(name="ppss-runs") as connection:
-                    spec = Store(connection, self._keys).spec(run)
-                self._runs[run] = ActiveRun.load(run, spec, self._settings.node, self._settings.command)
-        except PpssError as error:
+            self._runs.get(run)
+        except UnknownRun:  # cancelled and purged meanwhile
             self._outbox.release(leases)
-            if isinstance(error, ConnectFailed):
-                raise
-            if not isinstance(error, UnknownRun):  # cancelled and purged meanwhile
-                self._fail(error)
+        except (BadInput, DirectoryMissing) as error:
+            self._outbox.release(leases)
+            self._leave_alone(run, error)
+        except PpssError:
+            self._outbox.release(leases)
+            raise
         else:
             self._keeper.hold(run, {member(lease) for lease in leases}, visibility_seconds)
             self._ready.extend(leases)
@@ -279,15 +307,41 @@ class Worker:
             try:
                 self._link.flush()
                 while batch:
-                    lease, slot = batch[0]
-                    if not self._attempts.begin(lease, self._runs[lease.run], slot):
-                        self._free_slot(slot)
+                    self._begin(*batch[0])
                     del batch[0]
-            except PpssError:
+            except (PpssError, OSError):
                 self._outbox.release([lease for lease, _ in batch])
                 for _, slot in batch:
                     heapq.heappush(self._free, slot)
                 raise
+
+    def _begin(self, lease: Lease, slot: int) -> None:
+        """Raises what no other item would survive either."""
+        try:
+            begun = self._attempts.begin(lease, self._runs.get(lease.run), slot)
+        except (BadInput, DirectoryMissing) as error:
+            begun = False
+            self._outbox.release([lease])
+            self._leave_alone(lease.run, error)
+        if not begun:
+            self._free_slot(slot)
+
+    def _leave_alone(self, run: str, error: PpssError) -> None:
+        """A run that can't be run on this node is left to others, and ends no worker that has more to do."""
+        now = time.monotonic()
+        first = self._runs.leave_alone(run, now)
+        self._hand_back([lease for lease in self._ready if lease.run == run])
+        served = self._settings.runs
+        if served and set(served) <= set(self._runs.left_alone(now)):
+            self._fail(error)
+        elif first:
+            self._observer.warn(f"run {run} can't be run here and is left to other nodes: {error}")
+
+    def _hand_back(self, leases: Iterable[Lease]) -> None:
+        """Of what is held and has not begun."""
+        back = {lease.job: lease for lease in leases}
+        self._outbox.release(list(back.values()))
+        self._ready = deque(lease for lease in self._ready if lease.job not in back)
 
     def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
         self._free_slot(self._attempts.answered(pid, answer))
@@ -329,10 +383,7 @@ class Worker:
                 self._lose(news.lost)
             (self._paused.add if news.state == "paused" else self._paused.discard)(news.run)
             if news.state == "paused":
-                held = [lease for lease in self._ready if lease.run == news.run]
-                if held:
-                    self._ready = deque(lease for lease in self._ready if lease.run != news.run)
-                    self._outbox.release(held)
+                self._hand_back([lease for lease in self._ready if lease.run == news.run])
                 if news.reason.startswith("halted now"):
                     self._attempts.stop_all(run=news.run)
             self._claims.wake()
@@ -351,6 +402,8 @@ class Worker:
                 os._exit(ExitCode.INTERRUPTED)  # the guardian kills what runs, the leases expire
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # `nohup`, `&` in a script: who started it wants it to live on
             stack.callback(signal.signal, number, signal.signal(number, handle))
 
     # Failures
@@ -361,7 +414,7 @@ class Worker:
             self._failure = error
         self.stop(Stop.NOW)
 
-    def _disconnected(self, selector: selectors.BaseSelector, error: ConnectFailed) -> None:
+    def _disconnected(self, selector: selectors.BaseSelector, error: Unavailable) -> None:
         if self._outage.begin(error, time.monotonic()):
             self._observer.warn(f"{error} What runs goes on; trying again.")
         self._select(selector)  # a dead one would be readable all the time
