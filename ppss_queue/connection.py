@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias, cast
 
@@ -19,7 +20,7 @@ from hiredis import ProtocolError, Reader, pack_command
 
 from ppss_queue.address import Address
 from ppss_queue.dial import CONNECT_SECONDS, dial
-from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed
+from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed, Unavailable
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.server_info import ServerInfo
 
@@ -101,6 +102,24 @@ class Connection:
                     raise ConnectFailed(str(error)) from None
             time.sleep(0.1)
 
+    def revive(self, within_seconds: float = 0.0) -> None:
+        """Reopen if it was lost; where Redis is away, try for so long. Raises like `open`."""
+        try:
+            self.readable()
+            return
+        except ConnectFailed:
+            pass
+        deadline, pause_seconds = time.monotonic() + within_seconds, 0.05
+        while True:
+            try:
+                self.reopen()
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 1.0)
+
     def close(self) -> None:
         """End the connection and forget replies: nothing read later can answer an earlier command."""
         opened, self._socket = self._socket, None
@@ -108,6 +127,8 @@ class Connection:
         self._owed = 0
         self._replies.clear()
         if opened is not None:
+            with suppress(OSError):  # it is lost already
+                opened.shutdown(socket.SHUT_RDWR)  # wakes up another thread that waits for it
             opened.close()
 
     def __enter__(self) -> Connection:

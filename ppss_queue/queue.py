@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -199,7 +200,13 @@ def check(spec: RunSpec) -> None:
     from ppss_queue.command import check_syntax, parse_command
 
     _check_rules(spec)
-    if spec.command is None or spec.function:
+    if spec.output is not None and os.path.lexists(spec.output) and not os.path.isdir(spec.output):
+        raise BadInput(f"the output directory '{spec.output}' is a file. Name a directory.")
+    if isinstance(spec.command, tuple) and not all(isinstance(word, str) for word in spec.command):
+        raise BadInput(f"the command {spec.command!r} has words that are no strings. Make strings of them.")
+    if spec.function is not None and not re.fullmatch(r"[\w.]+:\w+", spec.function):
+        raise BadInput(f"'python:{spec.function}' names no function. Write python:package.module:function")
+    if spec.command is None or spec.function is not None:
         return
     command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
     if command.needs_output and spec.output is None:
@@ -220,3 +227,6 @@ def _check_rules(spec: RunSpec) -> None:
     ):
         if value is not None and not value >= least:  # nan is not `<` either
             raise BadInput(f"{name} is {value}, but must be at least {least}.")
+    for code in (*spec.retry.on, *spec.retry.not_on):
+        if not 0 <= code <= 255:
+            raise BadInput(f"{code} is no exit code: these go from 0 to 255.")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ppss_queue import status
 from ppss_queue.connection import Connection
-from ppss_queue.errors import BadInput, UnknownRun
+from ppss_queue.errors import BadInput, Unavailable, UnknownRun
 from ppss_queue.filling import Durable, fill, nothing_durable, rebased
 from ppss_queue.model import ENDED, STATES, ItemView, RunState, State
 from ppss_queue.replies import read_members, text
 from ppss_queue.sources import Sources, texts
 from ppss_queue.store import Counts, Store
 
+_AWAY_SECONDS = 30.0
+"""How long who waits for a run waits for a Redis that is away."""
 _BLOCK_SECONDS = 1.0
 """A waiting reader looks again this often: a halted run's last lease handed back, or a purge, is no event."""
 
@@ -37,6 +40,10 @@ class Run:
 
     def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
         """The same for sources."""
+        if (
+            self.status().state is RunState.FILLING
+        ):  # opened here, it would be half of what its enqueuer wants
+            raise BadInput(f"run {self.id} is still being filled. Add to it when it is open.")
         items = rebased(sources, self._store.spec(self.id))
         return fill(self._store, self.id, items, self._durable, on_added)
 
@@ -64,7 +71,12 @@ class Run:
         """Blocks until the run ends (done, cancelled, or halted); no polling. Raises TimeoutError, UnknownRun."""
         with self._store.connection.clone() as connection:
             self._wait(connection, timeout_seconds)
+        self._store.connection.revive()
         return self.status()
+
+    def reconnect(self) -> None:
+        """After Redis was lost: waits up to 30 s until it is back. Raises ConnectFailed."""
+        self._store.connection.revive(_AWAY_SECONDS)
 
     def is_over(self) -> bool:
         """Whether it is done, cancelled, halted or gone."""
@@ -74,8 +86,13 @@ class Run:
         """`wait` for asyncio: in a thread, which ends when this is cancelled."""
         import asyncio
 
+        given_up = threading.Event()
         with self._store.connection.clone() as connection:  # its end is what ends the thread
-            await asyncio.to_thread(self._wait, connection)
+            try:
+                await asyncio.to_thread(self._wait, connection, None, given_up)
+            finally:
+                given_up.set()
+        self._store.connection.revive()
         return self.status()
 
     def pause(self) -> None:
@@ -110,32 +127,61 @@ class Run:
         if state in (RunState.DONE, RunState.CANCELLED, RunState.FILLING):
             raise BadInput(f"Run {self.id} is {state}.")
 
-    def _wait(self, connection: Connection, timeout_seconds: float | None = None) -> None:
-        for _ in self._ends(Store(connection, self._store.keys), "$", timeout_seconds):
+    def _wait(
+        self,
+        connection: Connection,
+        timeout_seconds: float | None = None,
+        given_up: threading.Event | None = None,
+    ) -> None:
+        for _ in self._ends(Store(connection, self._store.keys), "$", timeout_seconds, given_up):
             pass
 
-    def _ends(self, store: Store, cursor: str, timeout_seconds: float | None = None) -> Iterator[list[int]]:
-        """Numbers of items as they end, in batches, until the run has ended."""
+    def _ends(
+        self,
+        store: Store,
+        cursor: str,
+        timeout_seconds: float | None = None,
+        given_up: threading.Event | None = None,
+    ) -> Iterator[list[int]]:
+        """Numbers of items as they end, in batches, until the run has ended; outlives a restart of Redis."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        key = self._store.keys.events(self.id)
-        if cursor == "$":
-            newest = store.connection.execute("XREVRANGE", key, "+", "-", "COUNT", 1)
-            cursor = _ids(newest)[-1] if newest else "0"
+        over = None
         while True:
-            over = _is_over(next(store.counts([self.id]), None))
-            wait = 0.0 if over else _BLOCK_SECONDS
-            if deadline is not None:
-                wait = min(wait, max(0.0, deadline - time.monotonic()))
-            block = ("BLOCK", max(1, int(wait * 1000)))
-            reply = store.connection.execute("XREAD", "COUNT", 1000, *block, "STREAMS", key, cursor)
-            if isinstance(reply, list) and reply:
-                entries = reply[0][1] if isinstance(reply[0], list) else []
+            try:
+                if cursor == "$":
+                    cursor = self._newest(store)
+                if over is None:
+                    over = _is_over(next(store.counts([self.id]), None))
+                wait = 0.0 if over else _BLOCK_SECONDS
+                if deadline is not None:
+                    wait = min(wait, max(0.0, deadline - time.monotonic()))
+                entries = self._read_events(store, cursor, wait)
+            except Unavailable:
+                if given_up is not None and given_up.is_set():
+                    raise
+                store.connection.revive(_AWAY_SECONDS)
+                over = None
+                continue
+            seqs = list(_seqs(entries))
+            if seqs:
                 cursor = _ids(entries)[-1]
-                yield [seq for seq in _seqs(entries) if seq]
+                yield [seq for seq in seqs if seq]
             elif over:
                 return
             if not over and deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(f"run {self.id} has not ended within {timeout_seconds:g} s")
+            if 0 in seqs or not seqs:  # the run itself changed, or nothing did for a while
+                over = None
+
+    def _newest(self, store: Store) -> str:
+        newest = store.connection.execute("XREVRANGE", store.keys.events(self.id), "+", "-", "COUNT", 1)
+        return _ids(newest)[-1] if newest else "0"
+
+    def _read_events(self, store: Store, cursor: str, wait_seconds: float) -> object:
+        block = ("BLOCK", max(1, int(wait_seconds * 1000)))
+        key = store.keys.events(self.id)
+        reply = store.connection.execute("XREAD", "COUNT", 1000, *block, "STREAMS", key, cursor)
+        return reply[0][1] if isinstance(reply, list) and reply and isinstance(reply[0], list) else []
 
 
 def _is_over(counts: Counts | None) -> bool:

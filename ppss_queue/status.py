@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ppss_queue.connection import Reply
 from ppss_queue.errors import PpssError, UnknownItem, UnknownRun
@@ -12,7 +12,7 @@ from ppss_queue.replies import integer, read_members, text
 from ppss_queue.rq_form import outcome_of, read_kept_output
 from ppss_queue.store import CHUNK, Store
 
-_FIELDS = ("status", "description", "item", "root", "attempts", "lost", "outcome")
+_FIELDS = ("status", "description", "item", "root", "attempts", "lost", "outcome", "worker_name", "token")
 _NUMBER = re.compile("#([0-9]{1,15})")
 _STATES = {
     "queued": State.READY,
@@ -124,11 +124,37 @@ def _views(store: Store, run: str, seqs: Iterable[int], leased: frozenset[int]) 
 
 def _chunk(store: Store, run: str, seqs: list[int], leased: frozenset[int]) -> Iterator[ItemView]:
     replies = _both(store, *(("HMGET", store.keys.job(job_id(run, seq)), *_FIELDS) for seq in seqs))
+    started = {
+        seq: (text(reply[7]), text(reply[8]))
+        for seq, reply in zip(seqs, replies, strict=True)
+        if seq in leased and isinstance(reply, list) and reply[0] == b"started"
+    }
+    places = _places(store, run, started)
     for seq, reply in zip(seqs, replies, strict=True):
         if not isinstance(reply, list) or reply[1] is None:
             continue
-        status, description, exact, root, attempts, lost, outcome = reply
+        status, description, exact, root, attempts, lost, outcome = reply[:7]
         item = Item(seq, text(exact) or text(description), integer(root))
         state = State.LEASED if seq in leased else _STATES.get(text(status), State.READY)
-        ended: Outcome = outcome_of(outcome)
-        yield ItemView(item, state, integer(attempts), integer(lost), ended)
+        last: Outcome = places[seq] if seq in places else outcome_of(outcome)
+        yield ItemView(item, state, integer(attempts), integer(lost), last)
+
+
+def _places(store: Store, run: str, started: Mapping[int, tuple[str, str]]) -> dict[int, Outcome]:
+    """Node and slot of what runs now, from (worker, token) by item number."""
+    if not started:
+        return {}
+    workers = sorted({worker for worker, _ in started.values()})
+    nodes = _both(store, *(("HGET", store.keys.worker(worker), "node") for worker in workers))
+    node_of = {worker: text(node) for worker, node in zip(workers, nodes, strict=True)}
+    slots = _both(
+        store,
+        *(
+            ("HGET", store.keys.execution(job_id(run, seq), token), "slot")
+            for seq, (_, token) in started.items()
+        ),
+    )
+    return {
+        seq: Outcome(node=node_of[worker], slot=integer(slot))
+        for (seq, (worker, _)), slot in zip(started.items(), slots, strict=True)
+    }

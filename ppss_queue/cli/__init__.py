@@ -53,6 +53,11 @@ def main() -> None:
     sys.exit(code)
 
 
+def stdout_is_there() -> bool:
+    """Whether whoever started this left it a stdout: see `_open_missing_streams`."""
+    return getattr(sys.stdout, "name", None) != 1
+
+
 def _open_missing_streams() -> None:
     """Whoever closed stdin, stdout or stderr (`>&-`) gets /dev/null: a socket must never get their number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):

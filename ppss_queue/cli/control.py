@@ -16,9 +16,21 @@ from ppss_queue.units import format_count, format_duration, plural
 
 if TYPE_CHECKING:
     from ppss_queue.queue import Queue
+    from ppss_queue.run import Run
 
 _run = click.argument("run")
 _items = click.argument("items", nargs=-1, metavar="[ITEM]...")
+
+
+def _say_what_is_awaited(queue: Queue, run: Run) -> None:
+    counts = run.status()
+    if counts.state is RunState.PAUSED:
+        warn(f"run {run.id} is paused. Go on: {typed(f'resume {run.id}')}")
+    elif counts.spec.command is None:
+        worker = typed(f"worker --run {run.id} -c COMMAND")
+        warn(f"run {run.id} has no command: its items wait for a worker that has one: {worker}")
+    else:
+        _warn_without_worker(queue)
 
 
 def _warn_without_worker(queue: Queue) -> None:
@@ -55,7 +67,7 @@ def wait_verb(run: str, timeout: float | None, quiet: bool, url: str | None) -> 
     with open_queue(url) as queue:
         found = queue.run(run)
         if not quiet and not found.is_over():
-            _warn_without_worker(queue)
+            _say_what_is_awaited(queue, found)
         try:
             counts = found.wait(timeout)
         except TimeoutError:

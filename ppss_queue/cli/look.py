@@ -48,10 +48,12 @@ def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) ->
     with open_queue(url) as queue:
         while True:
             runs = [queue.run(run).status()] if run else queue.runs()
+            suspended = queue.connection.execute("EXISTS", queue.keys.suspended) == 1
             if as_json:
                 lines = [json.dumps(status_object(counts)) for counts in runs]
             else:
                 lines = _status_lines(runs, one=run is not None)
+                lines += ["RQ is suspended, so nothing is handed out. Go on: rq resume"] if suspended else []
             if watch and not as_json and sys.stdout.isatty():
                 print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="")
             else:

@@ -6,7 +6,7 @@ import os
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ppss_queue.errors import BadInput
+from ppss_queue.errors import BadInput, CommandNotFound
 from ppss_queue.model import Item, RunSpec
 
 if TYPE_CHECKING:
@@ -21,10 +21,29 @@ def check_command(spec: RunSpec, *, look_for_program: bool) -> None:
     from ppss_queue.queue import check
 
     check(spec)
-    if spec.command is None or spec.function or not look_for_program:
+    if spec.command is None or not look_for_program:
+        return
+    if spec.function is not None:
+        _check_module(spec.function.partition(":")[0], spec.directory)
         return
     command = parse_command(spec.command, replacement=spec.replacement, functions=spec.functions)
     check_program(command, os.environ.get("PATH", os.defpath), spec.directory)
+
+
+def _check_module(module: str, directory: str) -> None:
+    """Looks for the outermost package only: nothing is imported here."""
+    import sys
+    from importlib.machinery import PathFinder
+
+    outermost = module.partition(".")[0]
+    if (
+        outermost not in sys.builtin_module_names
+        and PathFinder.find_spec(outermost, [directory, *sys.path]) is None
+    ):
+        raise CommandNotFound(
+            f"there is no Python module '{outermost}' on this machine, so all items would fail. "
+            "Install it, or pass --no-check if only the nodes have it."
+        )
 
 
 def print_dry_run(spec: RunSpec, sources: Sources) -> int:

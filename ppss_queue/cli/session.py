@@ -19,7 +19,7 @@ from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
 from ppss_queue.cli.say import fail, no_worker, say, typed
 from ppss_queue.connection import Reply
-from ppss_queue.errors import ExitCode, PpssError
+from ppss_queue.errors import ExitCode, PpssError, Unavailable
 from ppss_queue.model import ENDED, Lease, RunState
 from ppss_queue.queue import Queue
 from ppss_queue.run import Run
@@ -179,7 +179,11 @@ class Session:
     # Last words
 
     def _conclude(self, wall_seconds: float) -> int:
-        counts = self._run.status()
+        try:
+            self._run.reconnect()  # the worker has a connection of its own, and may have outlived a restart
+            counts = self._run.status()
+        except PpssError as error:
+            return self._give_up(error)
         if counts.state in (RunState.DONE, RunState.CANCELLED) or counts.reason:
             work = summary.work_done(self._work_seconds, wall_seconds, self._slots)
             summary.print_lines(summary.summarize(self._run, counts, wall_seconds, work))
@@ -195,6 +199,7 @@ class Session:
         else:
             code = fail(failure)
         try:
+            self._queue.connection.revive()
             self._say_what_is_left(self._run.status())
         except PpssError:
             say(f"when Redis is back, go on: {typed(f'run --resume {self._run.id}')}")
@@ -216,8 +221,13 @@ def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
             display.say(f"run {run.id} · {items} · {workers}")
             if not run.is_over() and not queue.workers():
                 display.say(f"ppss: {no_worker()}")
-        while not run.is_over():
-            display.show(Progress.of(run.status(), Durations(), 0))
+        while True:
+            try:
+                if run.is_over():
+                    break
+                display.show(Progress.of(run.status(), Durations(), 0))
+            except Unavailable:
+                run.reconnect()
             time.sleep(_COUNT_SECONDS)
     except KeyboardInterrupt:
         display.close()

@@ -82,11 +82,19 @@ class Wish:
                     f"For a delimiter: --delimiter '{path}'"
                 )
 
-    def check_output(self) -> None:
-        """Raises BadInput if this user can't write in the output directory on this machine."""
+    def make_output(self) -> None:
+        """Makes the output directory on this machine. Raises BadInput if this user can't, or can't write there."""
         output = self.values["output"]
-        if output is not None and not os.access(there := _what_is_there(output), os.W_OK | os.X_OK):
+        if output is None:
+            return
+        if not os.access(there := _what_is_there(output), os.W_OK | os.X_OK):
             raise BadInput(f"you can't write in '{there}', so no output can appear. Choose another -o DIR.")
+        try:
+            os.makedirs(output, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"the output directory '{output}' can't be made ({error.strerror}). Choose another -o DIR."
+            ) from None
 
     @property
     def no_items(self) -> str:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppss_queue.cli import stdout_is_there
 from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.making import making_options, work_options
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
 from ppss_queue.cli.say import no_worker, say, typed, warn
 from ppss_queue.cli.wish import Wish
-from ppss_queue.cli.worker import log_directory, say_where_command_is_from, settings_of
+from ppss_queue.cli.worker import check_slots, log_directory, say_where_command_is_from, settings_of
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import plural
@@ -59,6 +60,8 @@ def enqueue_verb(
     spec, sources = _prepare(wish, look_for_program=not made["no_check"])
     if made["dry_run"]:
         return _dry_run(wish, spec, sources)
+    if not stdout_is_there():
+        raise BadInput("stdout is closed, so the run's id could not be told. Send it somewhere: > id")
     with open_queue(url) as queue:
         run = _make_run(queue, spec, sources, quiet=False)
         counts = run.status()
@@ -85,12 +88,13 @@ def _enqueue_into(wish: Wish, into: str, *, as_json: bool, url: str | None) -> i
 
 
 def _print_made(as_json: bool, facts: dict[str, object]) -> None:
-    if as_json:
-        import json
+    import json
 
-        print(json.dumps(facts), flush=True)
-    else:
-        print(facts["run"], flush=True)
+    try:
+        print(json.dumps(facts) if as_json else facts["run"], flush=True)
+    except OSError:
+        warn(f"the items are in run {facts['run']}, which could not be told on stdout:")
+        raise
 
 
 @click.command(
@@ -142,8 +146,9 @@ def run_verb(
     if made["dry_run"]:
         return _dry_run(wish, spec, sources)
     log_directory(made)
+    check_slots(made)
     if made["slots"] != 0:
-        wish.check_output()
+        wish.make_output()
     with open_queue(url) as queue:
         run = _make_run(queue, spec, sources, quiet=made["quiet"])
         if not run.status().total:
@@ -188,9 +193,15 @@ def _make_run(queue: Queue, spec: RunSpec, sources: Sources, *, quiet: bool) -> 
 
 def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | None) -> int:
     log_directory(made)
+    check_slots(made)
     with open_queue(url) as queue:
         run = queue.run(name)
-        state = run.status().state
+        counts = run.status()
+        state = counts.state
+        if counts.spec.command is None:
+            raise BadInput(
+                f"run {run.id} has no command. Give it one: {typed(f'worker --burst --run {run.id} -c COMMAND')}"
+            )
         if state is RunState.CANCELLED:
             raise BadInput(f"run {run.id} was cancelled, so nothing of it can go on. Enqueue again.")
         if state is RunState.FILLING:

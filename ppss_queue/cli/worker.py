@@ -13,12 +13,17 @@ import click
 from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
 from ppss_queue.cli.making import work_options
 from ppss_queue.cli.options import cores_here, option, url_option
-from ppss_queue.cli.say import warn
+from ppss_queue.cli.say import typed, warn
 from ppss_queue.errors import BadInput, ExitCode
+from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import plural, printable
 
 if TYPE_CHECKING:
     from ppss_worker.settings import Settings
+
+_FILES_PER_SLOT = 8
+"""Its number, two captures, two pipes or a socket, and what the spawn takes."""
+_FILES_BESIDE = 64
 
 
 @click.command(
@@ -68,6 +73,7 @@ def worker_verb(
     from ppss_worker.worker import PATIENCE_SECONDS, Worker
 
     from ppss_queue.cli.workerlog import WorkerLog
+    from ppss_queue.queue import check
 
     words: tuple[str, ...] | None = context.meta.get(WORDS)
     if work["slots"] == 0:
@@ -76,11 +82,17 @@ def worker_verb(
         say_where_command_is_from(context)
     elif not words:
         raise BadInput("there is no command after '--'. Write -- PROG ARG...")
+    if words or command:
+        check(RunSpec(command=words or command, output="/"))
     logs = log_directory(work)
+    check_slots(work)
     with open_queue(url) as queue:
         for warning in queue.warnings:
             warn(warning)
         served = tuple(queue.run(name).id for name in runs)
+        for run in served:
+            if queue.run(run).status().state is RunState.PAUSED:
+                warn(f"run {run} is paused. Go on: {typed(f'resume {run}')}")
         log = WorkerLog(state_directory(), logs, quiet=quiet)
         settings = settings_of(work, burst=burst, runs=served, command=words or command)
         worker = Worker(
@@ -123,6 +135,23 @@ def settings_of(
         start_delay_seconds=random.uniform(0, work["delay"]),
         line_buffer=line_buffer,
     )
+
+
+def check_slots(work: dict[str, Any]) -> None:
+    """Raises BadInput if this machine can't have so many at once; raises the limit of open files if it must."""
+    import resource
+
+    slots = work["slots"] or cores_here()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = slots * _FILES_PER_SLOT + _FILES_BESIDE
+    if resource.RLIM_INFINITY in (soft, hard) or needed <= soft:
+        return
+    if needed > hard:
+        most = (hard - _FILES_BESIDE) // _FILES_PER_SLOT
+        raise BadInput(
+            f"-p {slots} is too much: this user may open {hard:,} files (ulimit -Hn), enough for {most:,} slots."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def log_directory(work: dict[str, Any]) -> Path | None:

@@ -259,11 +259,12 @@ class Worker:
         return wait
 
     def _claimed(self, claimed: Claimed) -> None:
-        if claimed.newer_run and claimed.newer_run not in self._warned:
-            self._warned.add(claimed.newer_run)
-            self._observer.warn(
+        if claimed.newer_run:
+            self._warn_once(
                 f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
             )
+        if claimed.suspended:
+            self._warn_once("RQ is suspended, so nothing is handed out. Go on: rq resume")
         batches = [(run, list(group)) for run, group in groupby(claimed.leases, lambda lease: lease.run)]
         while batches:
             run, leases = batches.pop(0)
@@ -336,6 +337,11 @@ class Worker:
             self._fail(error)
         elif first:
             self._observer.warn(f"run {run} can't be run here and is left to other nodes: {error}")
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            self._observer.warn(sentence)
 
     def _hand_back(self, leases: Iterable[Lease]) -> None:
         """Of what is held and has not begun."""

@@ -321,6 +321,56 @@ def test_foreign_data_under_our_keys(ppss: Ppss, line: str) -> None:
     assert sentence.endswith(" holds data of another program. Remove it, or use another database.")
 
 
+def test_an_output_directory_that_can_not_be_made(ppss: Ppss, files: Path) -> None:
+    """Root may write in /proc, as far as access() tells."""
+    said = ppss("run", files, "-c", "true {out}", "-o", "/proc/xx").refused()
+    assert said == (
+        "the output directory '/proc/xx' can't be made (No such file or directory). Choose another -o DIR."
+    )
+    assert ppss.runs() == []
+
+
+def test_more_slots_than_files_may_be_open(ppss: Ppss, files: Path) -> None:
+    for verb in ("run scans -c true", "worker --burst"):
+        said = ppss.shell(f"ulimit -n 500; ppss {verb} -p 100").refused()
+        assert said == "-p 100 is too much: this user may open 500 files (ulimit -Hn), enough for 54 slots."
+    assert ppss.runs() == []
+    assert ppss.shell("ulimit -Sn 100; ppss run scans -q -p 30 -c true").code == 0
+
+
+def test_a_run_without_a_command_can_not_be_resumed(ppss: Ppss, files: Path) -> None:
+    assert ppss("enqueue", files).code == 0
+    run = ppss.runs()[0]["run"]
+    assert ppss("run", "--resume", "last").refused() == (
+        f"run {run} has no command. Give it one: ppss worker --burst --run {run} -c COMMAND"
+    )
+
+
+@pytest.mark.parametrize("command", ["echo '", "echo {out"])
+def test_a_workers_own_command_is_looked_at_before_it_starts(ppss: Ppss, command: str) -> None:
+    if "'" in command:
+        assert "quote" in ppss("worker", "--burst", "-c", command).refused()
+    else:
+        assert ppss("worker", "--burst", "-q", "-c", command).code == 0
+
+
+def test_a_python_function_that_is_not_there(ppss: Ppss, files: Path) -> None:
+    assert "names no function" in ppss("run", files, "-c", "python:lengths").refused()
+    assert (
+        "no Python module 'nosuch' on this machine" in ppss("run", files, "-c", "python:nosuch.a:f").refused()
+    )
+    assert ppss.runs() == []
+
+
+def test_an_id_that_can_not_be_told(ppss: Ppss, files: Path) -> None:
+    """A script that enqueues again after a failure would do all twice, without knowing of the first run."""
+    done = ppss.shell("ppss enqueue scans -c true >&-")
+    assert done.refused() == "stdout is closed, so the run's id could not be told. Send it somewhere: > id"
+    assert ppss.runs() == []
+    done = ppss.shell("ppss enqueue scans -c true > /dev/full")
+    assert done.code == 5 and f"the items are in run {ppss.runs()[0]['run']}, which" in done.err
+
+
 VERBS_ON_DATA = [
     "run scans -c true",
     "worker --burst",

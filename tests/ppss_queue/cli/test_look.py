@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import wait_until
 
+from ppss_queue.queue import connect
+
 if TYPE_CHECKING:
     from conftest import Ppss
 
@@ -36,6 +38,31 @@ def run(ppss: Ppss) -> str:
     assert done.code == 1, done
     name: str = ppss.status("mixed")["run"]
     return name
+
+
+def test_what_runs_is_shown_with_its_node_and_slot(ppss: Ppss, tmp_path: Path) -> None:
+    """Which items are in use, and where."""
+    (tmp_path / "list").write_text("a\nb\n")
+    command = "until [ -e go ]; do sleep 0.02; done; : {}"
+    ppss.start("run", "-q", "-p1", "--node-name", "here", "-f", "list", "-c", command)
+    wait_until(lambda: (runs := ppss.runs()) and runs[0]["running"], "an item runs")
+    first, second = ppss.items()
+    assert (first["node"], first["slot"], first["state"], first["seconds"]) == ("here", 1, "leased", None)
+    assert (second["node"], second["slot"]) == (None, None)
+    (tmp_path / "go").touch()
+
+
+def test_a_suspended_rq_and_a_pause_are_named(ppss: Ppss, files: Path) -> None:
+    assert ppss("enqueue", files, "-c", "true").code == 0
+    assert ppss("pause", "last").code == 0
+    run = ppss.runs()[0]["run"]
+    assert f"run {run} is paused. Go on: ppss resume {run}" in ppss("wait", "--timeout", "0.1").err
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        queue.connection.execute("SET", "rq:suspended", 1)
+    assert "RQ is suspended, so nothing is handed out. Go on: rq resume" in ppss("status").out
+    worker = ppss.start("worker")
+    assert worker.stderr is not None
+    assert any("RQ is suspended" in worker.stderr.readline() for _ in range(3))
 
 
 def test_status_without_runs_says_how_to_make_one(ppss: Ppss) -> None:

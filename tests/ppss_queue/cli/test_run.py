@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -208,6 +209,28 @@ def test_a_signal_loses_nothing_and_resume_does_exactly_the_rest(
     assert ppss.status()["running"] == 0
     assert ppss.shell(err.splitlines()[-1].removeprefix("go on: ")).code == 0
     assert sorted((tmp_path / "ran").read_text().split()) == numbers(6).split()
+
+
+@pytest.mark.parametrize("verb", ["run", "wait"])
+def test_a_restart_of_redis_in_mid_run_is_survived(ppss: Ppss, tmp_path: Path, end: End, verb: str) -> None:
+    """The worker went on, but whoever waited ended with 3 although every item succeeded."""
+    del ppss.environment["PPSS_URL"]
+    (tmp_path / "list").write_text(numbers(4))
+    command = f"echo x >> ran; {GO}; : {{}}"
+    if verb == "run":
+        processes = [ppss.start("run", "-q", "-p1", "-f", "list", "-c", command)]
+    else:
+        assert ppss("enqueue", "-f", "list", "-c", command).code == 0
+        processes = [ppss.start("wait"), ppss.start("worker", "-q", "-p1", "--burst")]
+    wait_until((tmp_path / "ran").exists, "an item runs")
+    os.kill(json.loads(ppss("server", "status", "--json").out)["pid"], signal.SIGKILL)
+    wait_until(lambda: ppss("server", "status").code == 1, "the server is gone")
+    (tmp_path / "go").touch()
+    assert ppss("server", "start").code == 0
+    for process in processes:
+        code, _, err = end(process)
+        assert code == 0, err
+        assert "4 succeeded" in err or "ended" in err, err
 
 
 def test_a_second_ctrl_c_kills_what_does_not_listen(ppss: Ppss, tmp_path: Path, end: End) -> None:
