@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ppss_queue.errors import BadInput, CommandNotFound
+from ppss_queue.evaluated_text import refuse_evaluated
 from ppss_queue.program_text import refuse_program_text
 from ppss_queue.replacements import (
     ENVIRONMENT,
@@ -130,6 +131,7 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
         text.append_item()
     for words in text.commands:
         refuse_program_text(words, strings.item)
+    refuse_evaluated(text.commands, strings.item)
     needs_output = not text.used.isdisjoint(OUTPUTS) or bool(_NAMED_OUTPUT_DIR.search(text.live_text))
     program = _program_of(text.first_word, functions)
     only = text.only_command

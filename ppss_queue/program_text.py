@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ppss_queue.errors import BadInput
 from ppss_queue.shell_words import Word, names
 
-_SHELLS = names("sh bash dash zsh ksh mksh ash fish csh tcsh")
-_EVALUATORS = names("eval ssh su trap let")
+_SHELLS = names("sh bash rbash dash zsh ksh mksh pdksh ash yash fish csh tcsh")
+_EVALUATORS = names("eval ssh su runuser trap let parallel sem")
+_WITH_C = names("flock script")
 _WRAPPERS = names(
     """env nice nohup timeout sudo doas time exec command builtin ionice setsid stdbuf chrt taskset flock
     xargs find strace chronic unbuffer busybox systemd-run"""
@@ -22,6 +24,10 @@ def refuse_program_text(words: Sequence[Word], item: str) -> None:
     wrapped = bool(words) and _program_name(words[0]) in _WRAPPERS
     for at, word in enumerate(words):
         name, arguments = _program_name(word), words[at + 1 :]
+        if word.opaque and not at and (text := _program_text(arguments)) and text.replaced:
+            raise BadInput(
+                f"{item} behind -c of a program that is not known yet could run as a command: use $ITEM"
+            )
         if name in _SHELLS and (text := _program_text(arguments)) and text.replaced:
             raise BadInput(
                 f"{item} in the program text of '{name} -c' could run as a command: pass it behind that text "
@@ -35,6 +41,10 @@ def refuse_program_text(words: Sequence[Word], item: str) -> None:
                 'write "${ITEM@Q}" (in the text of -c) for the item quoted once more, '
                 'or "$ITEM" if it is meant to be read as shell text'
             )
+        if name in _WITH_C and any(
+            argument.replaced and before.prefix.startswith("-c") for before, argument in pairwise(arguments)
+        ):
+            raise BadInput(f"{item} behind '{name} -c' could run as a command: use $ITEM")
         if name == "env" and any(argument.replaced for argument in _split_by_env(arguments)):
             raise BadInput(f"{item} behind 'env -S' would be split into words: leave -S out, or use $ITEM")
 

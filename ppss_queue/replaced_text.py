@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppss_queue.errors import BadInput
-from ppss_queue.replacements import ReplacementStrings
+from ppss_queue.replacements import NUMBERS, ReplacementStrings
 from ppss_queue.shell_words import Word
 
 
@@ -51,6 +51,7 @@ class ReplacedText:
         self._edits.append((self._position, end, f"{quote}{replacement.script}{quote}"))
         word.parts.append(replacement.value)
         word.replaced = True
+        word.untrusted |= name not in NUMBERS
         self.used.add(name)
         self._position = end
 

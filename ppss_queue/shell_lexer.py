@@ -84,7 +84,7 @@ class ShellText(ReplacedText):
                 f'say where the item goes with "$ITEM" or {self._strings.item}'
             )
         self._edits.append((self._tail_end, self._tail_end, f' "{ITEM.script}"'))
-        last.append(Word(parts=[ITEM.value], replaced=True))
+        last.append(Word(parts=[ITEM.value], replaced=True, untrusted=True))
 
     # -- commands ---------------------------------------------------------------------------------------
 

@@ -37,6 +37,8 @@ class Word:
     opaque: bool = False
     replaced: bool = False
     """Holds a replacement string."""
+    untrusted: bool = False
+    """Holds one that is not a number of ours."""
 
     @property
     def literal(self) -> str | None:

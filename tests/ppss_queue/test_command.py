@@ -653,7 +653,98 @@ def test_a_dry_run_can_be_pasted(text: str, item: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("item", ["$(touch X)", "`touch X`", "a;touch X", "x'$(touch X)'", '"; touch X; "'])
+EVALUATED = """\
+[[ {} -eq 1 ]]
+[[ 1 -lt {} ]]
+[[ -v {} ]]
+[ -v {} ]
+test -v {}
+[[ -f x && {} -eq 1 ]]
+[[ -f x && -v {} ]]
+[[ a == b || ( 1 -gt {} && x ) ]]
+printf -v {} x
+read {} <<< x
+declare {}
+typeset {}
+declare -i x={}
+declare -n r={}; echo $r
+declare -i n; n={}
+x[{}]=1
+a=([{}]=x)
+compgen -W {}
+compgen -C {}
+BASH_ENV={} bash -c :
+unset {}
+mapfile {} < /dev/null
+$SHELL -c {}
+S=sh; $S -c {}
+rbash -c {}
+runuser root -c {}
+flock x -c {}
+script -c {}
+parallel ::: {}
+local -i x={}
+if [[ {} -ne 0 ]]; then :; fi
+while ! [[ {} -ge 0 ]]; do break; done
+builtin printf -v {} x
+export {}
+""".splitlines()
+"""Where bash runs the command in a subscript: it expects a number, or the name of a variable."""
+
+NOT_EVALUATED = """\
+[ {} -eq 1 ]
+test {} -eq 1
+[[ {} == x ]]
+[[ {#} -eq 1 ]]
+[[ -f {} && 1 -eq 1 ]]
+grep -v {} f
+export X={}
+declare x={}
+local x={}
+x={}
+printf '%s' {}
+printf -v x '%s' {}
+read x < {}
+for f in {}; do echo $f; done
+case {} in a) ;; esac
+a=({} b)
+X={} prog
+ls [ab]*{}
+mapfile x < {}
+command ls {}
+bash -c 'echo "$1"' _ {}
+$PROG {}
+awk -v x={} 1
+[ -e {} ] && echo {}
+""".splitlines()
+
+
+@pytest.mark.parametrize("text", EVALUATED)
+def test_an_item_is_refused_where_bash_would_evaluate_it(text: str) -> None:
+    with pytest.raises(BadInput, match="would be evaluated by bash|could run as a command|would be split"):
+        parse_command(text)
+
+
+@pytest.mark.parametrize("text", NOT_EVALUATED)
+def test_an_item_is_not_refused_where_bash_takes_it_as_it_is(text: str, tmp_path: Path) -> None:
+    command = parse_command(text)
+    if command.shell:
+        invocation = command.bind(values("a[$(touch X)]"))
+        subprocess.run(
+            invocation.argv,
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "ITEM": "a[$(touch X)]", **invocation.variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "item",
+    ["$(touch X)", "`touch X`", "a;touch X", "x'$(touch X)'", '"; touch X; "', "a[$(touch X)]"],
+)
 @pytest.mark.parametrize(
     "text",
     [
