@@ -184,6 +184,10 @@ def check_program(command: Command, path: str, directory: str) -> None:
         raise CommandNotFound(
             f"'{found[0]}' is not executable. Make it so with chmod +x, or name its interpreter."
         )
+    if any(Path(directory, folder, name).is_dir() for folder in folders if "/" in name):
+        raise CommandNotFound(f"'{name}' is a directory, not a program. Name a program.")
+    if f"BASH_FUNC_{name}%%" in os.environ:
+        raise CommandNotFound(f"'{name}' is a function of this shell. Carry it along: --env {name}")
     if not command.shell and isinstance(command.source, tuple) and name in KEYWORDS | BUILTINS:
         raise CommandNotFound(
             f"'{name}' is a word of the shell, not a program. Give the command as text, with -c."

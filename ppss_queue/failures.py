@@ -141,4 +141,5 @@ def _without_place(text: str) -> str:
     # Redis 6.2 puts what a script met behind "ERR ... @user_script:1: ", 7.0 puts "script: ..." at its end.
     text = re.sub(r"^.*@user_script: ?\d+: -?", "", text, flags=re.DOTALL)
     text = re.sub(r" script: .{0,50}on @user_script:\d+\.$", "", text)
+    text = re.sub(r", with args beginning with: .*$", "", text)  # of an unknown command
     return text.removeprefix("ERR ")

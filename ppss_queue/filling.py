@@ -49,16 +49,15 @@ def fill(
     encoded = (encode_item(name, root) for name, root in sources)
     try:
         while batch := list(islice(encoded, BATCH_ITEMS)):
-            connection.send([store.add_call(run, batch).command])
             total += len(batch)
+            on_added(total)
+            connection.send([store.add_call(run, batch).command])
             if connection.pending >= CALLS_IN_FLIGHT:
                 _check_added(store, run, total)
-                on_added(total)
         while connection.pending:
             _check_added(store, run, total)
     finally:
         alive.stop()
-    on_added(total)
     with durable(connection):
         store.open(run)
     return total

@@ -66,12 +66,27 @@ class Keys:
         return self.ours + "control"
 
     @property
+    def filling(self) -> str:
+        return self.ours + "filling"
+
+    @property
     def runs(self) -> str:
         return self.ours + "runs"
 
     @property
     def names(self) -> str:
         return self.ours + "names"
+
+    @property
+    def types(self) -> dict[str, str]:
+        """What Redis must say of the keys that do not belong to one run, where they are there."""
+        ours = {"runs": "zset", "names": "hash", "filling": "zset", "open": "zset", "ended": "zset"}
+        strings = dict.fromkeys(("schema", "rq", "tokens", "wake", "control"), "string")
+        return {
+            **{self.ours + name: kind for name, kind in {**ours, **strings}.items()},
+            self.rq + "queues": "set",
+            self.rq + "workers": "set",
+        }
 
     @property
     def permanent(self) -> frozenset[str]:

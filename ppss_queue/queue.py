@@ -133,6 +133,7 @@ class Queue:
 
         If anything goes wrong, a Ctrl-C too, the run is gone again; if this process dies, it goes away by itself.
         """
+        self.store.purge_abandoned()
         run = self._create(spec.with_roots(sources.roots))
         try:
             fill(self.store, run, sources, self._durable, on_added)
@@ -150,6 +151,7 @@ class Queue:
 
     def runs(self) -> list[Counts]:
         """All runs, oldest first."""
+        self.store.purge_abandoned()
         return list(self.store.counts(self.store.runs()))
 
     def workers(self) -> list[WorkerView]:

@@ -13,7 +13,7 @@ from ppss_queue.errors import BadInput, Unavailable, UnknownRun
 from ppss_queue.filling import Durable, fill, nothing_durable, rebased
 from ppss_queue.model import ENDED, STATES, ItemView, RunState, State
 from ppss_queue.replies import read_members, text
-from ppss_queue.sources import Sources, texts
+from ppss_queue.sources import SourceItem, Sources, texts, whole
 from ppss_queue.store import Counts, Store
 
 _AWAY_SECONDS = 30.0
@@ -36,15 +36,20 @@ class Run:
         `Path`s can be added to a run of files in one directory tree only if they are below its root; give
         strings otherwise. Raises BadInput if the run was cancelled.
         """
-        return self.add_sources(texts(items))
+        return self._add(rebased(texts(items), self._store.spec(self.id)))
 
     def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
-        """The same for sources."""
+        """The same for sources, which are read to their end before the first is added, and may so be refused.
+
+        `on_added` hears how many have been sent: they are in the run if something goes wrong after that.
+        """
+        return self._add(whole(rebased(sources, self._store.spec(self.id))), on_added)
+
+    def _add(self, items: Iterable[SourceItem], on_added: Callable[[int], None] = lambda total: None) -> int:
         if (
             self.status().state is RunState.FILLING
         ):  # opened here, it would be half of what its enqueuer wants
             raise BadInput(f"run {self.id} is still being filled. Add to it when it is open.")
-        items = rebased(sources, self._store.spec(self.id))
         return fill(self._store, self.id, items, self._durable, on_added)
 
     def status(self) -> Counts:

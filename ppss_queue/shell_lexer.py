@@ -80,7 +80,7 @@ class ShellText(ReplacedText):
             self._tail = self._tail or f"'{first}'"
         if self._tail:
             raise BadInput(
-                f"the command names no item, and after {self._tail} none can be appended: "
+                f"the command names no item, and at its end, after {self._tail}, none can be appended: "
                 f'say where the item goes with "$ITEM" or {self._strings.item}'
             )
         self._edits.append((self._tail_end, self._tail_end, f' "{ITEM.script}"'))
@@ -150,7 +150,8 @@ class ShellText(ReplacedText):
         else:
             self._position += 1
             self._code(")")
-        self._separator("')'", 0)
+        closed = self._text[self._position - 1 : self._position] == ")"
+        self._separator("')'" if closed else "an unclosed '('", 0)
 
     def _redirection(self, operator: str) -> None:
         self._separator("", len(operator))

@@ -293,6 +293,13 @@ def _spool_files(
     return roots, items()
 
 
+def whole(items: Iterable[SourceItem]) -> Iterator[SourceItem]:
+    """The same items, of which none comes before all were read: what is wrong with one is found before the first."""
+    spool = write_spool((0, item.root, item.name) for item in items)
+    for root, name in read_spool(spool, "rowid"):
+        yield SourceItem(name, root)
+
+
 def _ordered(items: Iterator[SourceItem], roots: Sequence[str], order: Order) -> Iterator[SourceItem]:
     import random
 

@@ -6,6 +6,7 @@ Methods of `Store` wait for their answer; what a worker does all the time is in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ppss_queue import scripts
@@ -75,8 +76,15 @@ class Store:
 
     def check_layout(self) -> None:
         """Raises NewerVersion, ForeignData, or BadInput if the runs there were made with another RQ_KEY_PREFIX."""
-        asked = [("GET", self.keys.schema), ("GET", self.keys.rq_prefix)]
-        schema, prefix = (_raised(reply) for reply in self.connection.execute_many(asked))
+        types = self.keys.types
+        asked = [("TYPE", key) for key in types] + [("GET", self.keys.schema), ("GET", self.keys.rq_prefix)]
+        *found, schema, prefix = self.connection.execute_many(asked)
+        for (key, expected), reply in zip(types.items(), found, strict=True):
+            if text(_raised(reply)) not in (expected, "none"):
+                raise ForeignData(
+                    f"the key {key} holds data of another program. Remove it, or use another database."
+                )
+        schema, prefix = _raised(schema), _raised(prefix)
         if schema is not None and not text(schema).isdecimal():
             raise ForeignData(f"the key {self.keys.schema} holds data of another program. Remove it.")
         if integer(schema) > SCHEMA_VERSION:
@@ -134,6 +142,16 @@ class Store:
             if not isinstance(reply, int):
                 state = _known(run, text(reply))
                 raise BadInput(f"Run {run} is {state}, not ended. Cancel it first: ppss cancel {run}")
+
+    def purge_abandoned(self) -> None:
+        """Forgets runs whose enqueuer died while it filled them. Raises nothing but what a connection raises."""
+        asked = [("TIME",), ("ZRANGE", self.keys.filling, 0, -1, "WITHSCORES")]
+        now, filling = (_raised(reply) for reply in self.connection.execute_many(asked))
+        deadlines = read_members(filling)
+        for run, deadline in zip(deadlines[::2], deadlines[1::2], strict=True):
+            if float(deadline) <= integer(as_list(now)[0]):
+                with suppress(BadInput):  # it was opened, or its enqueuer is back
+                    self.purge(run)
 
     # Changing runs
 

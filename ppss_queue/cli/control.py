@@ -24,7 +24,9 @@ _items = click.argument("items", nargs=-1, metavar="[ITEM]...")
 
 def _say_what_is_awaited(queue: Queue, run: Run) -> None:
     counts = run.status()
-    if counts.state is RunState.PAUSED:
+    if counts.state is RunState.FILLING:
+        warn(f"run {run.id} is still being filled, with {plural(counts.total, 'item')} so far")
+    elif counts.state is RunState.PAUSED:
         warn(f"run {run.id} is paused. Go on: {typed(f'resume {run.id}')}")
     elif counts.spec.command is None:
         worker = typed(f"worker --run {run.id} -c COMMAND")

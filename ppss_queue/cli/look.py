@@ -14,7 +14,7 @@ import click
 
 from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
-from ppss_queue.cli.say import say, typed
+from ppss_queue.cli.say import say, typed, warn
 from ppss_queue.cli.table import table
 from ppss_queue.errors import ExitCode
 from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
@@ -46,6 +46,8 @@ _ROWS_AT_ONCE = 500
 def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) -> int:
     """Show all runs, or one: counts, rate, time left, nodes."""
     with open_queue(url) as queue:
+        for warning in queue.warnings:
+            warn(warning)
         while True:
             runs = [queue.run(run).status()] if run else queue.runs()
             suspended = queue.connection.execute("EXISTS", queue.keys.suspended) == 1

@@ -35,6 +35,10 @@ OTHER_TOOLS = {
     "-u": "the output of an item comes in one piece, or by line with --line-buffer",
     "--ungroup": "the output of an item comes in one piece, or by line with --line-buffer",
     "--pipe": "items are arguments, and stdin of a command is empty",
+    "--nodes": "other machines take part with ppss worker --url ADDRESS",
+    "--stage": "files are not staged yet: other machines need them under the same path",
+    "--range": "give numbers as lines: seq 1 5 100 | ppss run -c CMD",
+    "--limit": "the number of slots is -p, of each worker",
     "-S": "other machines take part with ppss worker --url ADDRESS",
     "--sshlogin": "other machines take part with ppss worker --url ADDRESS",
 }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ppss_queue.sources import Sources
 
 _SHOWN_ITEMS = 10
+_COUNTED_ITEMS = 1_000_000
 
 
 def check_command(spec: RunSpec, *, look_for_program: bool) -> None:
@@ -65,7 +66,7 @@ def print_dry_run(spec: RunSpec, sources: Sources) -> int:
         folder = os.path.join(spec.output, below).rstrip("/") if spec.output is not None else ""
         values = ItemValues(placed.local_path(item), name, total, 1, folder, base)
         print(render(command, values))
-    left = sum(1 for _ in items)
+    left = sum(1 for _ in islice(items, _COUNTED_ITEMS))  # `yes | ppss run --dry-run` must end
     if left:
-        print(f"# and {left:,} more")
+        print(f"# and {left:,} {'or more' if left == _COUNTED_ITEMS else 'more'}")
     return total + left

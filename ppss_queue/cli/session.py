@@ -206,6 +206,9 @@ class Session:
         return code
 
     def _say_what_is_left(self, counts: Counts) -> None:
+        if not counts.left:
+            summary.print_lines(summary.summarize(self._run, counts, summary.wall_seconds(counts)))
+            return
         done = format_count(counts.total - counts.left)
         say(f"run {self._run.id} interrupted: {done} done, {format_count(counts.left)} left, nothing lost")
         say(f"go on: {typed(f'run --resume {self._run.id}')}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppss_queue.cli import stdout_is_there
-from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
@@ -16,7 +16,7 @@ from ppss_queue.cli.wish import Wish
 from ppss_queue.cli.worker import check_slots, log_directory, say_where_command_is_from, settings_of
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import RunSpec, RunState
-from ppss_queue.units import plural
+from ppss_queue.units import format_count, plural
 
 if TYPE_CHECKING:
     from ppss_queue.queue import Queue
@@ -81,9 +81,23 @@ def _enqueue_into(wish: Wish, into: str, *, as_json: bool, url: str | None) -> i
     with open_queue(url) as queue:
         run = queue.run(into)
         sources = wish.open_sources()
-        added = run.add_sources(sources)
+        sent = 0
+
+        def count(total: int) -> None:
+            nonlocal sent
+            sent = total
+
+        try:
+            with ending_as_interrupt():
+                added = run.add_sources(sources, count)
+        except BaseException:
+            if sent:
+                warn(f"about {format_count(sent)} items are in run {run.id} already, and stay there:")
+            raise
         _warn_about(sources)
         _print_made(as_json, {"run": run.id, "added": added, "total": run.status().total})
+        if added and not queue.workers():
+            warn(no_worker())
     return ExitCode.OK
 
 
@@ -181,7 +195,8 @@ def _make_run(queue: Queue, spec: RunSpec, sources: Sources, *, quiet: bool) -> 
         warn(warning)
     display = Display(quiet=quiet)
     try:
-        run = queue.make_run(spec, sources, display.filling)
+        with ending_as_interrupt():
+            run = queue.make_run(spec, sources, display.filling)
     except KeyboardInterrupt:
         display.say("interrupted: nothing of the run is left")
         raise

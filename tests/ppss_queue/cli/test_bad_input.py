@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 from ppss_queue.address import Address
 from ppss_queue.connection import Connection
 from ppss_queue.errors import ConnectFailed
+from ppss_queue.queue import connect
 
 NOTHING_LEFT_BEHIND = ("run", "enqueue")
 
@@ -314,11 +315,60 @@ def redis(ppss: Ppss, *command: str) -> None:
 
 @pytest.mark.parametrize("line", ["status", "run scans -c true", "worker --burst"])
 def test_foreign_data_under_our_keys(ppss: Ppss, line: str) -> None:
-    redis(ppss, "SET", "ppss:runs", "x")
-    done = ppss(*line.split())
-    sentence = done.err.splitlines()[-1]
-    assert done.code == 2 and sentence.startswith("ppss: a key of PPSS at unix:"), done
-    assert sentence.endswith(" holds data of another program. Remove it, or use another database.")
+    for key in ("ppss:runs", "ppss:tokens", "ppss:names", "rq:queues"):
+        redis(ppss, "LPUSH", key, "x")
+        said = ppss(*line.split()).refused()
+        assert said == f"the key {key} holds data of another program. Remove it, or use another database."
+        redis(ppss, "DEL", key)
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        assert queue.connection.execute("KEYS", "*") == []
+
+
+def test_into_adds_nothing_of_a_list_with_a_mistake(ppss: Ppss, tmp_path: Path) -> None:
+    """Half of the items were in, claimable, and nobody said so."""
+    assert ppss("enqueue", "-c", "true", stdin="a\n").code == 0
+    (tmp_path / "list").write_bytes(b"b\n" * 20_000 + b"with\0NUL\n")
+    assert "NUL" in ppss("enqueue", "-f", "list", "--into", "last").refused()
+    assert [run["total"] for run in ppss.runs()] == [1]
+    done = ppss("enqueue", "--into", "last", stdin="b\n")
+    assert done.code == 0 and "no worker is there" in done.err
+
+
+def test_a_run_that_is_still_filled_takes_no_other_items(ppss: Ppss, end: Callable[..., object]) -> None:
+    process = ppss.start("enqueue", "-c", "true", stdin=subprocess.PIPE)
+    wait_until(ppss.runs, "the run is made")
+    assert "is still being filled" in ppss("enqueue", "--into", "last", stdin="b\n").refused()
+    assert "is still being filled, with 0 items so far" in ppss("wait", "--timeout", "0.1").err
+    process.send_signal(signal.SIGTERM)
+    code, _, err = process.wait(20), *process.communicate()
+    assert code == 130 and "interrupted: nothing of the run is left" in err
+    assert ppss.runs() == []
+
+
+def test_a_filling_that_was_killed_goes_away_without_a_worker(ppss: Ppss) -> None:
+    process = ppss.start("enqueue", "-c", "true", stdin=subprocess.PIPE)
+    wait_until(ppss.runs, "the run is made")
+    process.kill()
+    process.wait(20)
+    (run,) = ppss.runs()
+    redis(ppss, "ZADD", "ppss:filling", "1", run["run"])
+    assert "no runs" in ppss("status").out
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        keys = queue.connection.execute("KEYS", "*")
+        assert isinstance(keys, list) and not [key for key in keys if run["run"].encode() in bytes(key)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("/tmp", "'/tmp' is a directory, not a program"),
+        ("echo (", "after an unclosed '(', none can be appended"),
+        ("shout {}", "'shout' is a function of this shell. Carry it along: --env shout"),
+    ],
+)
+def test_commands_that_are_something_else(ppss: Ppss, files: Path, command: str, says: str) -> None:
+    environment = {"BASH_FUNC_shout%%": "() { :; }"}
+    assert says in ppss("run", files, "-c", command, env=environment).refused()
 
 
 def test_an_output_directory_that_can_not_be_made(ppss: Ppss, files: Path) -> None:
