@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ppss_queue.connection import Argument, Reply
 from ppss_queue.keys import SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
-from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
 from ppss_queue.rq_form import kept_output
 from ppss_queue.scripts import Call
 
@@ -103,6 +103,10 @@ class Calls:
     def reserve(self, lease: Lease, names: Sequence[str]) -> Call:
         return Call(self._keys, "reserve", (lease.run, member(lease), *names))
 
+    def tell(self, lease: Lease, stdout: bytes, stderr: bytes) -> Call:
+        """What an item printed; to be sent before its outcome."""
+        return Call(self._keys, "tell", (lease.run, member(lease), lease.item.name, stdout, stderr))
+
     def heartbeat(self, facts: Mapping[str, Argument]) -> Call:
         flat = [part for pair in facts.items() for part in pair]
         return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, *flat))
@@ -133,6 +137,36 @@ def read_claim(reply: Reply) -> Claimed:
         suspended=open_runs < 0,
         newer_run=text(parts[2]) or None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an item printed on another worker."""
+
+    seq: int
+    name: str
+    stdout: bytes
+    stderr: bytes
+    complete: bool
+    """False: it was too much, and is left out."""
+
+
+def hear(keys: Keys, run: str, cursor: str, limit: int = 100) -> Call:
+    """Asks for what other workers told; `cursor`: of the last answer, "" at first."""
+    return Call(keys, "hear", (run, cursor, limit))
+
+
+def read_heard(reply: Reply, cursor: str) -> tuple[str, list[Told]]:
+    """The next cursor, and what was told."""
+    told = []
+    for entry in as_list(reply):
+        cursor_reply, fields = as_list(entry)
+        cursor = text(cursor_reply)
+        _, seq, _, name, _, stdout, _, stderr, _, complete = as_list(fields)
+        told.append(
+            Told(integer(seq), text(name), as_bytes(stdout), as_bytes(stderr), integer(complete) == 1)
+        )
+    return cursor, told
 
 
 def read_renewed(run: str, reply: Reply) -> Renewed:

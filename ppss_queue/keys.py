@@ -17,6 +17,7 @@ Ours, under `ppss:` (P), with who may see what:
 | P run:<run>        | hash   | version spec state total created ended weight ... (create.lua)              |
 | P events:<run>     | stream | one entry per terminal move: s(eq) t (state) a(ttempt)                      |
 | P outputs:<run>    | hash   | output file -> item that wrote it                                           |
+| P told:<run>       | stream | what items printed on other workers, until `ppss run` has printed it        |
 
 RQ's, under `rq:` (R), written so that RQ's own tools show the same items: see broker.py.
 A lease *is* the member `<job>:<token>` of `R wip:<run>`; its score is the deadline plus 100 years, which

@@ -140,6 +140,8 @@ class RunSpec:
     skip_existing: bool = False
     keep_output: bool = False
     """Keep what succeeded items printed as well, not only failed ones."""
+    tell_output: bool = False
+    """Who made the run prints what its items print, and wants it from other workers too."""
     name: str | None = None
     priority: int = 1
     keep_seconds: float = 7 * 24 * 3600.0

@@ -13,6 +13,10 @@ def text(reply: Reply) -> str:
     return "" if reply is None else str(reply)
 
 
+def as_bytes(reply: Reply) -> bytes:
+    return reply if isinstance(reply, bytes) else b""
+
+
 def integer(reply: Reply) -> int:
     return int(reply) if isinstance(reply, (int, bytes, str)) else 0
 

@@ -247,7 +247,7 @@ def attach_verb(run: str, url: str | None) -> int:
 
     Ctrl-C ends only the view. The exit code is that of `ppss run`. Without RUN it is the latest.
     """
-    from ppss_queue.cli.session import watch
+    from ppss_queue.cli.session import Show, watch
 
     with open_queue(url) as queue:
-        return watch(queue, queue.run(run), quiet=False)
+        return watch(queue, queue.run(run), Show(), prints=False)

@@ -48,20 +48,28 @@ class Printer:
 
     def ended(self, seq: int, name: str, stdout: int, stderr: int) -> None:
         """An item's last attempt is over; its output can be read from the two descriptors (-1: none)."""
-        if self._quiet:
-            return
+        if not self._quiet:
+            self._over(seq, name, _pieces(stdout, 0, _size(stdout)), _pieces(stderr, 0, _size(stderr)))
+
+    def told(self, seq: int, name: str, stdout: bytes, stderr: bytes) -> None:
+        """The same of an item that another worker ran."""
+        if not self._quiet:
+            self._over(seq, name, iter([stdout]), iter([stderr]))
+
+    def _over(self, seq: int, name: str, stdout: Iterator[bytes], stderr: Iterator[bytes]) -> None:
         if not self._keep_order:
-            self._print(name, 1, _pieces(stdout, 0, _size(stdout)))
-            self._print(name, 2, _pieces(stderr, 0, _size(stderr)))
-            return
-        self._waiting[seq] = self._keep(name, stdout, stderr)
-        self._release_next()
+            self._print(name, 1, stdout)
+            self._print(name, 2, stderr)
+        elif seq >= self._next_seq:  # not one that was skipped
+            self._waiting[seq] = self._keep(name, stdout, stderr)
+            self._release_next()
 
     def skip(self, seqs: Iterable[int]) -> None:
         """These items ended before, or elsewhere: nobody waits for them."""
         for seq in seqs:
-            self._waiting[seq] = _NOTHING
-            self._release_next()
+            if seq >= self._next_seq:
+                self._waiting.setdefault(seq, _NOTHING)
+                self._release_next()
 
     def line(self, seq: int, name: str, target: int, data: bytes) -> None:
         """Output of a running item, as it comes (--line-buffer): printed up to the last line end."""
@@ -97,7 +105,7 @@ class Printer:
         if not self._waiting and self._spool >= 0:
             os.ftruncate(self._spool, 0)
 
-    def _keep(self, name: str, stdout: int, stderr: int) -> _Waiting:
+    def _keep(self, name: str, stdout: Iterator[bytes], stderr: Iterator[bytes]) -> _Waiting:
         """Copies output to the end of one unlinked file, so that descriptors do not pile up."""
         if self._spool < 0:
             import tempfile
@@ -105,15 +113,18 @@ class Printer:
             with tempfile.TemporaryFile() as file:
                 self._spool = os.dup(file.fileno())
         start = os.lseek(self._spool, 0, os.SEEK_END)
-        for source in (stdout, stderr):
-            for piece in _pieces(source, 0, _size(source)):
+        sizes = []
+        for pieces in (stdout, stderr):
+            sizes.append(0)
+            for piece in pieces:
                 _write(self._spool, piece)
-        return _Waiting(name, start, _size(stdout), _size(stderr))
+                sizes[-1] += len(piece)
+        return _Waiting(name, start, *sizes)
 
     def _print(self, name: str, target: int, pieces: Iterator[bytes]) -> None:
         prefix = f"{printable(name)}\t".encode() if self._tag else b""
         fresh = True
-        for piece in pieces:
+        for piece in filter(None, pieces):
             if prefix:
                 tagged = piece.replace(b"\n", b"\n" + prefix)
                 if piece.endswith(b"\n"):

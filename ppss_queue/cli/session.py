@@ -14,6 +14,7 @@ from ppss_worker.worker import PATIENCE_SECONDS, Worker
 
 from ppss_queue.cli import summary
 from ppss_queue.cli.display import FRAME_SECONDS, Display, Progress
+from ppss_queue.cli.elsewhere import Elsewhere
 from ppss_queue.cli.eta import Durations
 from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
@@ -36,10 +37,10 @@ _OVER = (Verdict.SUCCEEDED, Verdict.FAILED)
 class Show:
     """How outputs of items are shown."""
 
-    keep_order: bool
-    tag: bool
-    line_buffer: bool
-    quiet: bool
+    keep_order: bool = False
+    tag: bool = False
+    line_buffer: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Session:
         self._printer = Printer(
             keep_order=show.keep_order, tag=show.tag, quiet=show.quiet, before=self._display.make_room
         )
+        self._elsewhere = Elsewhere(queue.keys, run.id, self._printer)
         self._logs = Logs(settings.state_directory, logs)
         self._durations = Durations()
         self._begun: dict[int, _Begun] = {}
@@ -91,6 +93,9 @@ class Session:
         failure: PpssError | OSError | None = None
         try:
             self._worker.work(self._tick)
+            self._run.reconnect()  # the worker has a connection of its own, and may have outlived a restart
+            if self._counts.spec.tell_output:
+                self._elsewhere.drain(self._queue.connection)
             self._printer.flush()
         except (PpssError, OSError) as error:
             failure = error
@@ -147,6 +152,9 @@ class Session:
         if now >= self._counted_at + _COUNT_SECONDS:
             self._counted_at = now
             self._worker.query(Call(self._queue.keys, "counts", (self._run.id,)), self._counted)
+            counts = self._counts
+            if counts and counts.spec.tell_output and len(counts.workers) > 1 and not self._elsewhere.asked:
+                self._worker.query(self._elsewhere.ask(), self._heard)
         if self._counts is not None:
             self._display.show(self._progress(self._counts, now))
         return FRAME_SECONDS
@@ -154,6 +162,14 @@ class Session:
     def _counted(self, reply: Reply) -> None:
         if isinstance(reply, list):
             self._counts = read_counts(self._run.id, reply)
+
+    def _heard(self, reply: Reply) -> None:
+        if self._unprintable is None:
+            try:
+                self._elsewhere.hear(reply)
+            except OSError as error:
+                self._unprintable = error
+                self._worker.stop(Stop.NOW)
 
     def _progress(self, counts: Counts, now: float) -> Progress:
         if len(counts.workers) < 2:  # the counts are a moment old, and know of an end only when it was told
@@ -172,15 +188,17 @@ class Session:
             self._display.say(f"stopping {items} (again: at once) ...")
 
     def _skip_ended(self, counts: Counts) -> None:
-        """What ended before this session is not waited for by --keep-order."""
+        """What ended before this session is not waited for by --keep-order, but what other workers told is printed."""
         if counts.left < counts.total:
-            self._printer.skip(view.seq for view in self._run.items() if view.state in ENDED)
+            ended = [view.seq for view in self._run.items() if view.state in ENDED]
+            if counts.spec.tell_output:  # after the look: an item is told before it has ended
+                self._elsewhere.drain(self._queue.connection)
+            self._printer.skip(ended)
 
     # Last words
 
     def _conclude(self, wall_seconds: float) -> int:
         try:
-            self._run.reconnect()  # the worker has a connection of its own, and may have outlived a restart
             counts = self._run.status()
         except PpssError as error:
             return self._give_up(error)
@@ -214,9 +232,16 @@ class Session:
         say(f"go on: {typed(f'run --resume {self._run.id}')}")
 
 
-def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
-    """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view. Returns the exit code of the run."""
+def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
+    """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view. Returns the exit code of the run.
+
+    `prints`: its outputs too, if its workers tell them.
+    """
+    quiet = show.quiet
     display = Display(quiet=quiet)
+    printer = Printer(keep_order=show.keep_order, tag=show.tag, quiet=quiet, before=display.make_room)
+    elsewhere = Elsewhere(queue.keys, run.id, printer)
+    prints = prints and run.status().spec.tell_output
     try:
         counts = run.status()
         if not quiet:
@@ -226,7 +251,11 @@ def watch(queue: Queue, run: Run, *, quiet: bool) -> int:
                 display.say(f"ppss: {no_worker()}")
         while True:
             try:
-                if run.is_over():
+                over = run.is_over()
+                if prints:
+                    elsewhere.drain(queue.connection)
+                if over:
+                    printer.flush()
                     break
                 display.show(Progress.of(run.status(), Durations(), 0))
             except Unavailable:

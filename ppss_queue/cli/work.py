@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -164,7 +165,7 @@ def run_verb(
     if made["slots"] != 0:
         wish.make_output()
     with open_queue(url) as queue:
-        run = _make_run(queue, spec, sources, quiet=made["quiet"])
+        run = _make_run(queue, replace(spec, tell_output=not made["quiet"]), sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
             warn(wish.no_items)
@@ -241,10 +242,10 @@ def _work_on(queue: Queue, run: Run, made: dict[str, Any]) -> int:
     try:
         from ppss_queue.cli.session import Session, Show, watch
 
-        if made["slots"] == 0:
-            return watch(queue, run, quiet=made["quiet"])
-        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=made["line_buffer"])
         show = Show(made["keep_order"], made["tag"], made["line_buffer"], made["quiet"])
+        if made["slots"] == 0:
+            return watch(queue, run, show, prints=True)
+        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=made["line_buffer"], prints=True)
         return Session(queue, run, settings, show, log_directory(made)).work()
     except KeyboardInterrupt:  # before the worker took the signal over
         say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")

@@ -116,6 +116,7 @@ def settings_of(
     runs: tuple[str, ...],
     command: str | tuple[str, ...] | None = None,
     line_buffer: bool = False,
+    prints: bool = False,
 ) -> Settings:
     """The settings of a worker, from `work_options`. Makes this process as nice as they say."""
     from ppss_worker.settings import Settings
@@ -134,6 +135,7 @@ def settings_of(
         command=command,
         start_delay_seconds=random.uniform(0, work["delay"]),
         line_buffer=line_buffer,
+        prints=prints,
     )
 
 

@@ -30,7 +30,9 @@ from ppss_worker.runs import ActiveRun
 from ppss_worker.staging import exists
 
 KEPT_BYTES = 4096
-"""Output of an item that goes to Redis."""
+"""Output of an item that is kept in Redis."""
+TOLD_BYTES = 64 * 1024
+"""Of each of stdout and stderr, that goes to the `ppss run` which prints it."""
 
 
 @dataclass(slots=True)
@@ -63,8 +65,14 @@ class Attempts:
         observer: Observer,
         node: str,
         on_failure: Callable[[Exception], None],
+        *,
+        prints: bool = False,
     ) -> None:
-        """`on_failure` hears of what no further item would survive: a full disk, a closed stdout."""
+        """`on_failure` hears of what no further item would survive: a full disk, a closed stdout.
+
+        `prints`: the observer prints outputs itself.
+        """
+        self._prints = prints
         self._launcher = launcher
         self._link = link
         self._calls = calls
@@ -281,15 +289,25 @@ class Attempts:
         if spec.keep_output or not succeeded:
             kept = _kept(running.child)
         if succeeded:
+            self._tell(running)
             self._outbox.ack(lease, outcome, kept)
             self._close(running, outcome, Verdict.SUCCEEDED)
             return
         delay = None
         if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
             delay = spec.retry.delay_after(lease.failures + 1, random.random())
-        self._outbox.fail(lease, outcome, delay, kept)
         again = delay is not None and lease.failures < spec.retry.retries
+        if not again:
+            self._tell(running)
+        self._outbox.fail(lease, outcome, delay, kept)
         self._close(running, outcome, Verdict.RETRY if again else Verdict.FAILED, delay)
+
+    def _tell(self, running: Running) -> None:
+        """Sends what it printed to who made the run, if that one wants it."""
+        if running.run.spec.tell_output and not self._prints:
+            child = running.child
+            printed = (_ends(source) for source in (child.stdout, child.stderr))
+            self._link.send(self._calls.tell(running.lease, *printed), lambda reply: None)
 
     def _close(
         self, running: Running, outcome: Outcome, verdict: Verdict, retry_seconds: float | None = None
@@ -326,6 +344,13 @@ def _kept(child: Child) -> bytes:
     err, _ = capture_tail(child.stderr, KEPT_BYTES)
     out, _ = capture_tail(child.stdout, KEPT_BYTES - len(err))
     return kept_output(out + err) if out or err else b""
+
+
+def _ends(source: int) -> bytes:
+    """What a capture file holds; of very much, the end."""
+    tail, size = capture_tail(source, TOLD_BYTES)
+    left_out = f"[the first {size - len(tail):,} bytes are left out]\n".encode() if size > len(tail) else b""
+    return left_out + tail
 
 
 def _text(value: object) -> str | None:

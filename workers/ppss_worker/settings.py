@@ -36,3 +36,5 @@ class Settings:
     start_delay_seconds: float = 0.0
     line_buffer: bool = False
     """Tell the observer what commands print while they run."""
+    prints: bool = False
+    """The observer prints what commands print, so nobody else needs to be told."""

@@ -152,6 +152,7 @@ class Worker:
                 self._observer,
                 self._settings.node,
                 self._fail,
+                prints=self._settings.prints,
             )
             signals = stack.enter_context(ChildSignals())
             self._catch_signals(stack)

@@ -278,14 +278,13 @@ def test_attach_ends_with_the_run_and_ctrl_c_ends_only_the_view(ppss: Ppss, end:
 
 @pytest.mark.parametrize("verb", [("items", "--names"), ("items", "--json"), ("status",)])
 def test_a_closed_stdout_ends_with_130_and_without_a_word(
-    ppss: Ppss, verb: tuple[str, ...], run: str
+    ppss: Ppss, verb: tuple[str, ...], run: str, end: End
 ) -> None:
     process = ppss.start(*verb)
     assert process.stdout is not None
     process.stdout.close()
     process.stdout = None
-    assert process.wait(60) == 130
-    assert process.stderr is not None and process.stderr.read() == ""
+    assert end(process) == (130, None, "")
 
 
 def test_head_takes_the_first_lines_of_a_long_list(ppss: Ppss) -> None:

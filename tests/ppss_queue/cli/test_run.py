@@ -15,6 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import wait_until
 
+from ppss_queue import scripts
+from ppss_queue.calls import hear, read_heard
+from ppss_queue.model import RunSpec
+from ppss_queue.queue import connect
+from ppss_queue.sources import texts
+
 if TYPE_CHECKING:
     from conftest import Ppss
 
@@ -41,6 +47,50 @@ def test_outputs_come_whole_in_completion_order_each_to_its_stream(ppss: Ppss) -
     first, *_, last = done.err.splitlines()
     assert re.fullmatch(r"run [a-z0-9]{4} · 3 items · 3 slots on this machine", first)
     assert re.fullmatch(r"run [a-z0-9]{4} done in [0-9.]+ m?s: 3 succeeded.*", last)
+
+
+@pytest.mark.parametrize("options", [(), ("-k", "--tag"), ("-p0",)])
+def test_what_items_print_on_another_worker_comes_too(
+    ppss: Ppss, tmp_path: Path, end: End, options: tuple[str, ...]
+) -> None:
+    """It was lost without a word as soon as any other worker was there."""
+    items = [*numbers(40).split()]
+    (tmp_path / "list").write_text(numbers(40))
+    other = ppss.start("worker", "-q", "-p2", "--node-name", "other")
+    command = 'echo "out $ITEM"; echo "err $ITEM" >&2; echo "$PPSS_NODE" >> nodes; sleep 0.05'
+    process = ppss.start("run", "-p1", "--node-name", "here", *options, "-f", "list", "-c", command)
+    code, out, err = end(process)
+    assert code == 0, err
+    assert "other" in (tmp_path / "nodes").read_text()
+    expected = [f"{item}\tout {item}" if "--tag" in options else f"out {item}" for item in items]
+    assert (
+        out.splitlines() if "-k" in options else sorted(out.splitlines(), key=lambda line: int(line[4:]))
+    ) == expected
+    assert sorted(re.findall(r"err (\d+)$", err, re.MULTILINE), key=int) == items
+    end(other, signal.SIGTERM)
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        run = ppss.status()["run"]
+        assert queue.connection.execute("HGET", f"ppss:run:{run}", "told_bytes") in (b"0", None)
+
+
+def test_too_much_output_of_other_workers_is_said_and_costs_no_memory(ppss: Ppss, tmp_path: Path) -> None:
+    """Nobody reads it while the run is watched by none: 64 MiB are kept, then only that items ended."""
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        spec = RunSpec(
+            command='head -c 60000 /dev/zero; : "$ITEM"', directory=str(tmp_path), tell_output=True
+        )
+        run = queue.make_run(spec, texts(["a", "b"]))
+        queue.connection.execute("HSET", f"ppss:run:{run.id}", "told_bytes", 64 * 1024 * 1024 - 70_000)
+    assert ppss("worker", "--burst", "-q", "-p1").code == 0
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        cursor, told = read_heard(scripts.run(queue.connection, hear(queue.keys, run.id, "")), "")
+        assert [(item.name, len(item.stdout), item.complete) for item in told] == [
+            ("a", 60_000, True),
+            ("b", 0, False),
+        ]
+        assert scripts.run(queue.connection, hear(queue.keys, run.id, cursor)) == []
+        left = queue.connection.execute("HGET", f"ppss:run:{run.id}", "told_bytes")
+        assert left == str(64 * 1024 * 1024 - 70_000).encode()
 
 
 def test_keep_order_prints_in_input_order(ppss: Ppss) -> None:
