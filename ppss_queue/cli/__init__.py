@@ -39,10 +39,7 @@ def main() -> None:
     """Entry point of `ppss`. Never returns; errors end as one sentence and their exit code."""
     _open_missing_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
-        from ppss_queue import __version__
-
-        os.write(1, f"ppss {__version__}\n".encode())
-        sys.exit(0)
+        sys.exit(_print_version())
     from ppss_queue.cli.frame import run
 
     code = run(sys.argv[1:])
@@ -56,6 +53,19 @@ def main() -> None:
 def stdout_is_there() -> bool:
     """Whether whoever started this left it a stdout: see `_open_missing_streams`."""
     return getattr(sys.stdout, "name", None) != 1
+
+
+def _print_version() -> int:
+    """Without click, which takes longer to import than all the rest."""
+    from ppss_queue import __version__
+
+    try:
+        os.write(1, f"ppss {__version__}\n".encode())
+    except OSError as error:
+        from ppss_queue.cli.frame import stopped_by
+
+        return stopped_by(error)
+    return 0
 
 
 def _open_missing_streams() -> None:

@@ -218,7 +218,12 @@ def run(arguments: Sequence[str]) -> int:
             say("")  # behind the ^C
         return ExitCode.INTERRUPTED
     except OSError as error:
-        return ExitCode.INTERRUPTED if error.errno in CLOSED else fail(machine_failed(error))
+        return stopped_by(error)
+
+
+def stopped_by(error: OSError) -> int:
+    """Says what this machine refused, unless nobody reads any more; returns the exit code."""
+    return ExitCode.INTERRUPTED if error.errno in CLOSED else fail(machine_failed(error))
 
 
 def machine_failed(error: OSError) -> MachineFailed:

@@ -55,6 +55,14 @@ def test_version(ppss: Ppss) -> None:
     assert ppss("--version").out == ppss("-V").out == f"ppss {__version__}\n"
 
 
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_a_full_or_closed_stdout_ends_the_shortest_answers_as_any_other(ppss: Ppss, option: str) -> None:
+    full = ppss.shell(f"ppss {option} > /dev/full")
+    assert full.refused(5) == "the disk is full. Free space, then go on."
+    closed = ppss.shell(f"exec 3> >(:); wait $!; ppss {option} >&3")
+    assert (closed.code, closed.err) == (130, "")
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_help_of_a_verb_is_whole(ppss: Ppss, name: str) -> None:
     text = help_of(name)
