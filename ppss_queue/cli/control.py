@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue, state_directory
 from ppss_queue.cli.options import Duration, option, url_option
 from ppss_queue.cli.say import no_worker, say, typed, warn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ppss_queue.queue import Queue
     from ppss_queue.run import Run
 
-_run = click.argument("run")
+_run = click.argument("run", shell_complete=complete_runs)
 _items = click.argument("items", nargs=-1, metavar="[ITEM]...")
 
 
@@ -49,7 +50,7 @@ def _warn_without_worker(queue: Queue) -> None:
     ppss wait last --timeout 10m
     """,
 )
-@click.argument("run", default="last")
+@click.argument("run", default="last", shell_complete=complete_runs)
 @option(
     "--timeout",
     type=Duration(),
@@ -156,7 +157,7 @@ def cancel_verb(run: str, items: tuple[str, ...], url: str | None) -> int:
 
 
 @click.command("purge", cls=Verb, examples="ppss purge k3v9\nppss purge --all")
-@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@click.argument("runs", nargs=-1, metavar="[RUN]...", shell_complete=complete_runs)
 @option("--all", "all_runs", is_flag=True, help="Forget all runs that have ended.")
 @url_option
 def purge_verb(runs: tuple[str, ...], all_runs: bool, url: str | None) -> int:

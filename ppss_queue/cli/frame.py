@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -81,7 +81,8 @@ class Verb(click.Command):
             ctx.meta[WORDS] = tuple(args[at + 1 :])
             args = args[:at]
         try:
-            self._refuse_repeated(ctx, args)
+            if not ctx.resilient_parsing:  # for completion half a line is enough
+                self._refuse_repeated(ctx, args)
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
@@ -195,10 +196,18 @@ def defaults() -> dict[str, dict[str, object]]:
     return found
 
 
+def _complete() -> NoReturn:
+    """Answers the shell that wants to complete a line; what is wrong with ppss.toml is told by verbs alone."""
+    found: dict[str, dict[str, object]] = {}
+    with suppress(PpssError):
+        found = defaults()
+    cli.main(prog_name="ppss", default_map=found)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs a verb and returns its exit code."""
     if "_PPSS_COMPLETE" in os.environ:
-        cli.main(prog_name="ppss")  # answers the shell, and exits
+        _complete()
     try:
         with cli.make_context("ppss", list(arguments), default_map=defaults()) as context:
             code = int(cli.invoke(context) or 0)

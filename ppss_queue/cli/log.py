@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue, state_directory
 from ppss_queue.cli.options import option, url_option
 from ppss_queue.cli.say import warn
@@ -34,7 +35,7 @@ _LOOKS_BEFORE_DOUBT = 20
     ppss log k3v9 film.mkv -f
     """,
 )
-@click.argument("run")
+@click.argument("run", shell_complete=complete_runs)
 @click.argument("item")
 @option("-f", "--follow", is_flag=True, help="Show what a running item prints until it ends, on its machine.")
 @url_option

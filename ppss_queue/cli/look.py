@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say, typed, warn
@@ -39,7 +40,7 @@ _ROWS_AT_ONCE = 500
     ppss status k3v9 --json | jq .failed
     """,
 )
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=complete_runs)
 @option("-w", "--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
 @json_option
 @url_option
@@ -165,7 +166,7 @@ def status_object(counts: Counts) -> dict[str, object]:
     ppss items k3v9 --csv > items.csv
     """,
 )
-@click.argument("run", default="last")
+@click.argument("run", default="last", shell_complete=complete_runs)
 @option(
     "--state",
     type=click.Choice([str(state) for state in STATES]),
@@ -240,7 +241,7 @@ def _item_row(view: ItemView) -> tuple[str, ...]:
     ppss attach last
     """,
 )
-@click.argument("run", default="last")
+@click.argument("run", default="last", shell_complete=complete_runs)
 @url_option
 def attach_verb(run: str, url: str | None) -> int:
     """Show the progress of a run that works elsewhere.

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ppss_queue.cli.completing import complete_directories, complete_files
 from ppss_queue.cli.options import Duration, Number, Slots, option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -18,9 +19,11 @@ _rule = partial(option, section="Rules")
 _work = partial(option, section="Work")
 
 ITEM_OPTIONS = (
-    click.argument("sources", nargs=-1, metavar="[SOURCE]..."),
-    _item("-d", "--dir", "directories", multiple=True, metavar="DIR", help="Take the files below DIR, as a SOURCE."),
-    _item("-f", "--list", "list_file", once=True, metavar="LIST", help="Take the lines of a file; - is stdin."),
+    click.argument("sources", nargs=-1, metavar="[SOURCE]...", shell_complete=complete_files),
+    _item("-d", "--dir", "directories", multiple=True, metavar="DIR", shell_complete=complete_directories,
+          help="Take the files below DIR, as a SOURCE."),
+    _item("-f", "--list", "list_file", once=True, metavar="LIST", shell_complete=complete_files,
+          help="Take the lines of a file; - is stdin."),
     _item("-0", "--null", "null", is_flag=True, help="Lines of the list end in NUL, as from find -print0."),
     _item("--delimiter", metavar="TEXT", help=r"Lines of the list end in TEXT; \n, \t, \r\n and \0 are understood."),
     _item("--files", is_flag=True, help="Lines of the list name files: $ITEM is absolute, -o mirrors their tree."),
@@ -36,7 +39,8 @@ COMMAND_OPTIONS = (
     _command("-c", "--command", once=True, metavar="CMD",
              help="Text for bash; it sees $ITEM, $OUTPUT_DIR, $OUTPUT_FILE and {}."),
     _command("-I", "--replace", "replacement", default="{}", metavar="STR", help="STR stands for the item.  [{}]"),
-    _command("-o", "--output", once=True, metavar="DIR", help="Outputs appear below DIR, in the tree of the sources."),
+    _command("-o", "--output", once=True, metavar="DIR", shell_complete=complete_directories,
+             help="Outputs appear below DIR, in the tree of the sources."),
     _command("--skip-existing", is_flag=True, help="Skip an item if $OUTPUT_FILE is in the output directory."),
     _command("--env", "env", multiple=True, metavar="NAME",
              help="Carry this variable or exported function along (may be repeated)."),
@@ -68,7 +72,8 @@ WORK_OPTIONS = (
     _work("--nice", type=Number(-20, 19), default=0, metavar="N", help="Lower the priority of commands.  [0]"),
     _work("-D", "--delay", type=Duration(), default="0", metavar="TIME",
           help="Wait a random time up to this before the first item.  [0]"),
-    _work("--logs", metavar="DIR", help="Write a log per item, and a job log as GNU parallel does."),
+    _work("--logs", metavar="DIR", shell_complete=complete_directories,
+          help="Write a log per item, and a job log as GNU parallel does."),
     _work("--node-name", metavar="NAME", help="Name of this machine in lists. Default: its host name."),
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppss_queue.cli import stdout_is_there
+from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
 from ppss_queue.cli.options import json_option, option, url_option
@@ -42,7 +43,13 @@ if TYPE_CHECKING:
     """,
 )
 @making_options
-@option("--into", section="Work", metavar="RUN", help="Add to this run instead of making one.")
+@option(
+    "--into",
+    section="Work",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="Add to this run instead of making one.",
+)
 @json_option
 @url_option
 @click.pass_context
@@ -131,7 +138,13 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
 )
 @making_options
 @work_options
-@option("--resume", section="Work", metavar="RUN", help="Do what is left of a run, never what succeeded.")
+@option(
+    "--resume",
+    section="Work",
+    metavar="RUN",
+    shell_complete=complete_runs,
+    help="Do what is left of a run, never what succeeded.",
+)
 @option("--retry-failed", section="Work", is_flag=True, help="With --resume: do what failed too.")
 @option("-k", "--keep-order", section="Output", is_flag=True, help="Print outputs in input order.")
 @option("--tag", section="Output", is_flag=True, help="Put the item and a tab before each line.")

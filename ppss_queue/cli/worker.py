@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
 from ppss_queue.cli.making import work_options
 from ppss_queue.cli.options import cores_here, option, url_option
@@ -51,6 +52,7 @@ _FILES_BESIDE = 64
     multiple=True,
     envvar="PPSS_RUNS",  # PPSS_RUN is what a command sees
     metavar="RUN",
+    shell_complete=complete_runs,
     help="Serve only this run (may be repeated).",
 )
 @option("-q", "--quiet", section="Work", is_flag=True, help="Do not log each item.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,7 @@ def complete(ppss: Ppss, *words: str) -> set[str]:
     script = f"""
         PATH="{program}:$PATH"
         source <(cd / && ppss completion bash)
-        compopt() {{ :; }}  # works only while bash completes
+        compopt() {{ printf '%s\n' "$*"; }}  # the real one works only while bash completes
         COMP_WORDS=({" ".join(f"'{word}'" for word in words)}) COMP_CWORD={len(words) - 1}
         $(complete -p ppss | sed 's/.*-F \\([^ ]*\\).*/\\1/') ppss
         printf '%s\\n' "${{COMPREPLY[@]}}"
@@ -68,6 +70,7 @@ def complete(ppss: Ppss, *words: str) -> set[str]:
         env=ppss.environment,
         capture_output=True,
         text=True,
+        timeout=20,
         check=False,
     )
     assert done.stderr == ""
@@ -80,6 +83,74 @@ def test_bash_completes_verbs_options_and_values(ppss: Ppss) -> None:
     assert {"--retries", "--retry-on", "--retry-delay"} <= complete(ppss, "ppss", "run", "--re")
     assert complete(ppss, "ppss", "server", "sta") == {"start", "status"}
     complete(ppss, "ppss", "frobnicate", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "by_bash"),
+    [
+        ("run sr", "-o default"),
+        ("enqueue -f afi", "-o default"),
+        ("run -f a -f afi", "-o default"),  # refused when it runs, and no traceback before
+        ("run -d tm", "-o dirnames"),
+        ("enqueue scans --output ou", "-o dirnames"),
+        ("worker --logs lo", "-o dirnames"),
+    ],
+)
+def test_bash_itself_completes_files_and_directories(ppss: Ppss, words: str, by_bash: str) -> None:
+    assert complete(ppss, "ppss", *words.split(" ")) == set(by_bash.split())
+
+
+RUN_ARGUMENTS = [
+    "status", "items", "log", "attach", "wait", "retry", "pause", "resume", "cancel", "purge", "purge mine",
+    "run --resume", "enqueue --into", "worker --run",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", RUN_ARGUMENTS)
+def test_runs_are_completed_by_id_name_and_last(ppss: Ppss, line: str) -> None:
+    assert ppss("enqueue", "--name", "mine", "--", "true", stdin="1\n").code == 0
+    words = ["ppss", *line.split(" ")]
+    assert complete(ppss, *words, "") == {ppss.status()["run"], "mine", "last"}
+    assert complete(ppss, *words, "mi") == {"mine"}
+    assert complete(ppss, *words, "zz") == set()
+
+
+def test_a_name_that_is_more_than_a_word_for_the_shell_is_not_offered(ppss: Ppss) -> None:
+    assert ppss("enqueue", "--name", "$(touch${IFS}pwned)", "--", "true", stdin="1\n").code == 0
+    assert complete(ppss, "ppss", "status", "") == {ppss.status()["run"], "last"}
+
+
+def test_completion_takes_the_address_from_the_line_or_ppss_toml(ppss: Ppss) -> None:
+    url = ppss.environment.pop("PPSS_URL")
+    assert ppss("enqueue", "--name", "mine", "--url", url, "--", "true", stdin="1\n").code == 0
+    assert "mine" in complete(ppss, "ppss", "status", "--url", url, "")
+    (ppss.directory / "ppss.toml").write_text(f'url = "{url}"\n')
+    assert "mine" in complete(ppss, "ppss", "status", "")
+
+
+def test_completion_neither_starts_a_server_nor_tells_of_one_that_is_missing(alone: Ppss) -> None:
+    assert complete(alone, "ppss", "status", "") == set()
+    assert alone("server", "status").code == 1
+    alone.environment["PPSS_URL"] = "redis://127.0.0.1:1"
+    assert complete(alone, "ppss", "status", "") == set()
+    alone.environment["PPSS_URL"] = "nonsense"
+    assert complete(alone, "ppss", "status", "") == set()
+
+
+class StillLoading(socketserver.StreamRequestHandler):
+    """A server that reads its data, for which verbs wait 30 s."""
+
+    def handle(self) -> None:
+        for _ in self.rfile:
+            self.wfile.write(b"-LOADING its data\r\n")
+
+
+def test_completion_does_not_wait_for_a_server_that_still_loads(ppss: Ppss) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), StillLoading) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ppss.environment["PPSS_URL"] = f"redis://127.0.0.1:{server.server_address[1]}"
+        assert complete(ppss, "ppss", "status", "") == set()
+        server.shutdown()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

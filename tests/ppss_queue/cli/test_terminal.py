@@ -46,8 +46,8 @@ class Terminal:
             check=True,
         )
 
-    def type(self, keys: str) -> None:
-        self._ask("send-keys", keys)
+    def type(self, *keys: str) -> None:
+        self._ask("send-keys", *keys)
 
     def screen(self, *options: str) -> list[str]:
         """All that was ever printed and still is there, without blanks at the ends."""
@@ -168,6 +168,23 @@ def test_a_closed_terminal_loses_nothing(ppss: Ppss, terminal: Terminal) -> None
     (ppss.directory / "go").touch()
     assert ppss("run", "-q", "--resume", "last").code == 0
     assert sorted((ppss.directory / "ran").read_text().split()) == list("12345")
+
+
+def test_tab_completes_in_an_interactive_bash(ppss: Ppss, terminal: Terminal, files: Path) -> None:
+    (ppss.directory / "afile").touch()
+    assert ppss("enqueue", "--name", "mine", "--", "true", stdin="1\n").code == 0
+    terminal.run("PS1='$ ' bash --norc --noprofile -i")
+    terminal.type("source <(ppss completion bash) && clear && echo ready", "Enter")
+    terminal.shows("^ready")
+    for typed, completed in (
+        ("run sc", "run scans/"),
+        ("run -f afi", "run -f afile "),
+        ("run -d sca", "run -d scans/"),
+        ("log mi", "log mine "),
+    ):
+        terminal.type(f"ppss {typed}", "Tab")
+        terminal.shows(re.escape(f"$ ppss {completed.rstrip()}") + "$")
+        terminal.type("C-u")
 
 
 def test_status_watch_redraws_in_place(ppss: Ppss, terminal: Terminal) -> None:
