@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 
 from ppss_queue.errors import BadInput
 
@@ -64,6 +65,11 @@ def format_rate(per_second: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 item`, `1,204 items`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(words: Sequence[str], count: int) -> str:
+    """`a, b, c, ...`: the words, and whether there are more of the `count` that they begin."""
+    return ", ".join([*words, *(["..."] if count > len(words) else [])])
 
 
 def printable(name: str) -> str:

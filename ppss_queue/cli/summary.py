@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 
 from ppss_queue.cli.say import say, typed
@@ -14,24 +16,15 @@ from ppss_queue.errors import ExitCode
 from ppss_queue.model import ItemView, RunState, State
 from ppss_queue.run import Run
 from ppss_queue.store import Counts
-from ppss_queue.units import format_count, format_duration, plural, printable, shorten
+from ppss_queue.units import format_count, format_duration, listed, plural, printable, shorten
 
 _EXAMINED = 10_000
 """Failed items that are looked at to group them."""
-_GROUPS = 5
+_GROUPS = 6
+"""Lines for them; the last is for all that would need more."""
 _NAMES = 3
 _NAME_COLUMNS = 40
 _LINE_COLUMNS = 80
-_TELLING_CHARACTERS = 3
-"""A shorter name may stand in a message by chance, as in `line 1`."""
-
-
-@dataclass(slots=True)
-class _Alike:
-    """Items that failed in the same way."""
-
-    count: int = 0
-    names: list[str] = field(default_factory=list)
 
 
 def exit_code(counts: Counts) -> ExitCode:
@@ -70,34 +63,50 @@ def summarize(run: Run, counts: Counts, wall_seconds: float, work: str = "") -> 
 
 
 def _groups(run: Run, failed: Iterable[ItemView]) -> list[str]:
-    groups: dict[str, _Alike] = {}
-    for view in failed:
-        alike = groups.setdefault(_kind(view), _Alike())
-        alike.count += 1
-        if len(alike.names) < _NAMES:
-            alike.names.append(shorten(printable(view.name), _NAME_COLUMNS) or "''")
-    ranked = sorted(groups.items(), key=lambda pair: -pair[1].count)
+    ranked = sorted(_alike(failed).items(), key=lambda pair: -len(pair[1]))
+    shown = ranked if len(ranked) <= _GROUPS else ranked[: _GROUPS - 1]
     lines = []
-    for kind, alike in ranked[:_GROUPS]:
-        names = ", ".join(alike.names) + (", ..." if alike.count > len(alike.names) else "")
-        how = "failed alike" if alike.count > 1 else "failed"
-        lines.append(f"  {format_count(alike.count)} {how} · {kind}    {names}")
-    if len(ranked) > _GROUPS:
-        more = plural(len(ranked) - _GROUPS, "more kind")
-        lines.append(f"  and {more} of failure: {typed(f'items {run.id} --state failed')}")
+    for kind, alike in shown:
+        how = "failed alike" if len(alike) > 1 else "failed"
+        names = [shorten(printable(view.name), _NAME_COLUMNS) or "''" for view in alike[:_NAMES]]
+        lines.append(f"  {format_count(len(alike))} {how} · {kind}    {listed(names, len(alike))}")
+    if rest := [view for _, alike in ranked[len(shown) :] for view in alike]:
+        endings = Counter(replace(view.outcome, reason=None).failure or "other reasons" for view in rest)
+        counted = [f"{ending} ({format_count(count)})" for ending, count in endings.most_common(_NAMES)]
+        how = f"{listed(counted, len(endings))}    all: {typed(f'items {run.id} --state failed')}"
+        lines.append(f"  {format_count(len(rest))} more failed in other ways · {how}")
     return lines
 
 
-def _kind(view: ItemView) -> str:
-    """What it has in common with items that failed alike: how it ended, and its last line without its own name."""
-    outcome = view.outcome
-    if outcome.reason or not outcome.last_line:
+def _alike(failed: Iterable[ItemView]) -> dict[str, list[ItemView]]:
+    """Items by how they failed. A name is left out of a message only where that makes items alike: it may be chance."""
+    nameless: dict[str, list[ItemView]] = {}
+    for view in failed:
+        nameless.setdefault(_kind(view, _without_name(view.outcome.last_line, view.name)), []).append(view)
+    groups: dict[str, list[ItemView]] = {}
+    for kind, views in nameless.items():
+        kind = kind if len(views) > 1 else _kind(views[0], views[0].outcome.last_line)
+        groups.setdefault(kind, []).extend(views)
+    return groups
+
+
+def _kind(view: ItemView, last_line: str) -> str:
+    """What it has in common with items that failed alike: how it ended, and its last line."""
+    outcome, line = view.outcome, shorten(printable(last_line), _LINE_COLUMNS)
+    if outcome.reason and outcome.reason == outcome.last_line:  # an exception of a Python function is both
+        return line
+    if outcome.reason or not line:
         return outcome.failure or "failed"
-    line = outcome.last_line
-    for name in (view.name, os.path.basename(view.name)):
-        if len(name) >= _TELLING_CHARACTERS:
-            line = line.replace(name, "{}")
-    return f'{outcome.failure} · "{shorten(printable(line), _LINE_COLUMNS)}"'
+    return f'{outcome.failure} · "{line}"'
+
+
+def _without_name(line: str, name: str) -> str:
+    """`{}` for each name that stands alone: the 1 of `item 1`, but not that of `10`, `1.5` or `x1`."""
+    names = [text for text in (name, os.path.basename(name)) if text and text in line]
+    if not names:
+        return line
+    either = "|".join(map(re.escape, names))
+    return re.sub(rf"(?<!\w)(?<!\d[.,])(?:{either})(?!\w)(?![.,]\d)", "{}", line)
 
 
 def _next_steps(run: Run, counts: Counts, failed: list[ItemView]) -> list[str]:

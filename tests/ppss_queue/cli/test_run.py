@@ -173,11 +173,48 @@ def test_the_command_that_shows_a_failure_works_for_any_name(ppss: Ppss, name: s
     assert ppss.shell(see.removeprefix("see one: ")).out == "shown\n"
 
 
-def test_many_kinds_of_failure_end_in_a_command_that_lists_them(ppss: Ppss) -> None:
-    done = ppss("run", "-q", "-c", 'exit "$ITEM"', stdin=numbers(8))
-    more = next(line for line in done.err.splitlines() if "more kinds" in line)
-    assert more.startswith("  and 3 more kinds of failure: ppss items ")
-    assert len(ppss.shell(more.partition(": ")[2]).lines) == 9
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("bad $ITEM", "bad {}"),
+        ("$ITEM: not in 10,$ITEM or x$ITEM", None),
+        ("read 0.$ITEM of ${ITEM}0 bytes", None),
+        ("in/$ITEM, line ($ITEM).", "in/{}, line ({})."),
+    ],
+)
+def test_names_that_stand_alone_do_not_keep_failures_apart(
+    ppss: Ppss, message: str, shown: str | None
+) -> None:
+    done = ppss("run", "-q", "-c", f'echo "{message}"; exit 3', stdin=numbers(3))
+    groups = [line for line in done.err.splitlines() if line.startswith("  ")]
+    if shown is None:
+        assert [line.split(" · ")[0] for line in groups] == ["  1 failed"] * 3
+    else:
+        assert groups == [f'  3 failed alike · exit 3 · "{shown}"    1, 2, 3']
+
+
+def test_a_name_that_stands_in_a_message_by_chance_does_not_set_its_item_apart(ppss: Ppss) -> None:
+    done = ppss("run", "-q", "-p1", "-c", 'echo "line 2: no"; : "$ITEM"; exit 3', stdin=numbers(3))
+    assert done.err.splitlines()[1].startswith('  3 failed alike · exit 3 · "line 2: no"    ')
+    done = ppss("run", "-q", "-c", 'echo "bad $ITEM"; exit 3', stdin="2\n")
+    assert done.err.splitlines()[1] == '  1 failed · exit 3 · "bad 2"    2'
+
+
+def test_exceptions_of_a_function_are_grouped_without_the_names_in_them(ppss: Ppss) -> None:
+    (ppss.directory / "functions.py").write_text("def do(item):\n    raise ValueError(f'bad {item}')\n")
+    done = ppss("run", "-q", "-p1", "-c", "python:functions:do", stdin=numbers(3))
+    assert done.err.splitlines()[1] == "  3 failed alike · ValueError: bad {}    1, 2, 3"
+
+
+def test_kinds_of_failure_that_find_no_room_are_counted_by_exit_code(ppss: Ppss) -> None:
+    command = 'test "$ITEM" -lt 4 && exit 9; echo "$RANDOM$RANDOM$RANDOM"; exit $(("$ITEM" < 15 ? 3 : 4))'
+    done = ppss("run", "-q", "-p1", "-c", command, stdin=numbers(20))
+    _, first, *singles, rest, _ = done.err.splitlines()
+    assert first == "  3 failed alike · exit 9    1, 2, 3"
+    assert [line.split(" · ")[:2] for line in singles] == [["  1 failed", "exit 3"]] * 4
+    said, _, see = rest.partition("    all: ")
+    assert said == "  13 more failed in other ways · exit 3 (7), exit 4 (6)"
+    assert len(ppss.shell(see).lines) == 21
 
 
 def test_commands_to_paste_carry_the_url_that_was_typed(ppss: Ppss) -> None:
