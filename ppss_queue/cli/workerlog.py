@@ -62,7 +62,7 @@ def describe(ended: Ended) -> str:
     if ended.verdict is Verdict.RELEASED:
         parts.append("handed back")
     elif ended.verdict is Verdict.LOST:
-        parts.append("lease lost, result discarded: someone else runs it")
+        parts.append("lease lost, result discarded: cancelled, or someone else runs it")
     elif outcome.failure:
         parts.append(outcome.failure)
     parts.append(format_duration(outcome.seconds))

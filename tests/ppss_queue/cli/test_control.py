@@ -115,6 +115,16 @@ def test_a_worker_logs_a_line_an_item_and_drains_on_sigterm(ppss: Ppss, tmp_path
     assert lines[-1].endswith(" ended: 1 succeeded, 1 failed")
 
 
+def test_a_worker_that_lost_an_item_does_not_say_that_someone_else_has_it(ppss: Ppss, end: End) -> None:
+    run = ppss("enqueue", "-c", "sleep 60; : {}", stdin="a\n").out.strip()
+    worker = ppss.start("worker", "--burst")
+    wait_until(lambda: ppss.status()["running"] == 1, "the item runs")
+    assert ppss("cancel", run, "a").code == 0
+    code, _, err = end(worker)
+    lost = next(line for line in err.splitlines() if " ? " in line)
+    assert code == 0 and f"? {run} a · lease lost, result discarded: cancelled, or someone else" in lost
+
+
 def test_a_worker_serves_only_the_runs_it_is_told(ppss: Ppss) -> None:
     for name in ("one", "two", "three"):
         assert ppss("enqueue", "--name", name, "--", "true", stdin="a\n").code == 0
