@@ -148,7 +148,12 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
 @option("--retry-failed", section="Work", is_flag=True, help="With --resume: do what failed too.")
 @option("-k", "--keep-order", section="Output", is_flag=True, help="Print outputs in input order.")
 @option("--tag", section="Output", is_flag=True, help="Put the item and a tab before each line.")
-@option("--line-buffer", section="Output", is_flag=True, help="Print lines as they come, mixed.")
+@option(
+    "--line-buffer",
+    section="Output",
+    is_flag=True,
+    help="Print lines as they come, mixed; with -k outputs stay whole.",
+)
 @option("-q", "--quiet", section="Output", is_flag=True, help="Print neither outputs of items nor progress.")
 @url_option
 @click.pass_context
@@ -255,10 +260,11 @@ def _work_on(queue: Queue, run: Run, made: dict[str, Any]) -> int:
     try:
         from ppss_queue.cli.session import Session, Show, watch
 
-        show = Show(made["keep_order"], made["tag"], made["line_buffer"], made["quiet"])
+        by_line = made["line_buffer"] and not made["keep_order"]  # in order means whole
+        show = Show(made["keep_order"], made["tag"], by_line, made["quiet"])
         if made["slots"] == 0:
             return watch(queue, run, show, prints=True)
-        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=made["line_buffer"], prints=True)
+        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True)
         return Session(queue, run, settings, show, log_directory(made)).work()
     except KeyboardInterrupt:  # before the worker took the signal over
         say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")

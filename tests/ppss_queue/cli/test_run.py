@@ -109,6 +109,13 @@ def test_keep_order_of_a_resumed_run_does_not_wait_for_what_ended_before(ppss: P
     assert end(process)[:2] == (0, "4\n")
 
 
+def test_keep_order_goes_before_line_buffer(ppss: Ppss) -> None:
+    command = """test "$ITEM" != 1 || until test -e third; do sleep 0.02; done
+                 echo "$ITEM"; echo "$ITEM"; test "$ITEM" != 3 || touch third"""
+    done = ppss("run", "-p2", "-k", "--line-buffer", "-c", command, stdin=numbers(4))
+    assert (done.code, done.lines) == (0, list("11223344"))
+
+
 def test_tag_puts_the_item_before_each_line(ppss: Ppss) -> None:
     done = ppss("run", "-k", "--tag", "-0", "-c", "printf 'one\\ntwo'; : {}", stdin=b"a b\0new\nline\0")
     assert done.out == "a b\tone\na b\ttwo" + "new\\x0aline\tone\nnew\\x0aline\ttwo"
