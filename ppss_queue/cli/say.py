@@ -29,13 +29,18 @@ def fail(error: PpssError) -> int:
 
 
 def typed(command: str) -> str:
-    """A command to paste: `ppss <command>`, with the --url that this one was given (passwords as `***`)."""
+    """A command to paste: `ppss <command>`, with the --url that was typed for this one.
+
+    A password in it becomes the word PASSWORD, to be filled in as DIR or COMMAND elsewhere: what is printed may be
+    logged. An address from PPSS_URL or ppss.toml is left out: the next command finds it there again.
+    """
     context = click.get_current_context(silent=True)
     if context is None or context.get_parameter_source("url") is not click.core.ParameterSource.COMMANDLINE:
         return f"ppss {command}"
     from ppss_queue.address import Address
 
-    return f"ppss {command} --url {shlex.quote(Address.parse(context.params['url']).display())}"
+    url = Address.parse(context.params["url"]).display().replace(":***@", ":PASSWORD@", 1)
+    return f"ppss {command} --url {shlex.quote(url)}"
 
 
 def no_worker() -> str:

@@ -287,7 +287,26 @@ def test_wrong_passwords(ppss: Ppss, own_server: Callable[..., str]) -> None:
     assert "refuses this user or password" in wrong and "wrong@" not in wrong
     right = url.replace("//", "//:right@")
     done = ppss("run", "scans", "-c", "false", "--url", right)
-    assert done.code == 1 and "right" not in done.err and ":***@" in done.err
+    assert done.code == 1 and "right" not in done.err
+    placeholder = right.replace(":right@", ":PASSWORD@")
+    again = done.err.splitlines()[-1].partition("again: ")[2]
+    assert again.endswith(f" --retry-failed --url {placeholder}")
+    assert ppss.shell(again.replace("PASSWORD", "right")).code == 1, "it can be pasted and filled in"
+
+
+@pytest.mark.parametrize("where", ["environment", "ppss.toml"])
+def test_commands_to_paste_carry_no_address_that_the_next_one_finds_again(
+    ppss: Ppss, own_server: Callable[..., str], where: str
+) -> None:
+    url = own_server("--requirepass", "right").replace("//", "//:right@")
+    if where == "environment":
+        ppss.environment["PPSS_URL"] = url
+    else:
+        del ppss.environment["PPSS_URL"]
+        (ppss.directory / "ppss.toml").write_text(f'url = "{url}"\n')
+    done = ppss("run", "scans", "-c", "false")
+    assert done.code == 1 and "--url" not in done.err and "right" not in done.err
+    assert ppss.shell(done.err.splitlines()[-1].partition("again: ")[2]).code == 1
 
 
 def test_out_of_memory_in_mid_enqueue_leaves_nothing(ppss: Ppss, own_server: Callable[..., str]) -> None:
