@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ppss_queue.cli.completing import complete_directories, complete_files
-from ppss_queue.cli.options import Duration, Number, Slots, option
+from ppss_queue.cli.options import Duration, NodeName, Number, Slots, option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +74,8 @@ WORK_OPTIONS = (
           help="Wait a random time up to this before the first item.  [0]"),
     _work("--logs", metavar="DIR", shell_complete=complete_directories,
           help="Write a log per item, and a job log as GNU parallel does."),
-    _work("--node-name", metavar="NAME", help="Name of this machine in lists. Default: its host name."),
+    _work("--node-name", type=NodeName(), metavar="NAME",
+          help="Name of this machine in lists. Default: its host name."),
 )  # fmt: skip
 
 

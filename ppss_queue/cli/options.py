@@ -9,7 +9,10 @@ from typing import Any
 import click
 
 from ppss_queue.errors import BadInput
-from ppss_queue.units import parse_duration
+from ppss_queue.units import parse_duration, printable, shorten
+
+_NODE_CHARACTERS = 64
+"""As long as Linux lets a host name be."""
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]  # generic in newer versions of click only
@@ -68,6 +71,23 @@ class Slots(_Type):
         except (ValueError, OverflowError):
             self.fail(f"'{text}' is no number of slots. Write 8, 50% or -1 (all cores but one).", param, ctx)
         return max(1, cores + number) if text[0] in "+-" else number
+
+
+class NodeName(_Type):
+    """A word that tables can hold and log lines can be split at."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = str(value)
+        if not 0 < len(name) <= _NODE_CHARACTERS or not name.isprintable() or " " in name:
+            shown = shorten(printable(name), _NODE_CHARACTERS)
+            self.fail(
+                f"'{shown}' can't name a machine. Give 1 to {_NODE_CHARACTERS} printable characters without blanks.",
+                param,
+                ctx,
+            )
+        return name
 
 
 def cores_here() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -120,6 +121,32 @@ def test_bad_values_are_refused_by_name(ppss: Ppss, option: str, value: str) -> 
 def test_bad_texts_are_refused_with_an_example(ppss: Ppss, option: str) -> None:
     value = {"--name": "last", "--replace": "a b"}.get(option, "x")
     assert ppss("run", "scans", option, value, "--", "true").refused().startswith(SENTENCES[option])
+
+
+@pytest.mark.parametrize("verb", ["run", "worker"])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb\x1b[31m", r"a\x0ab\x1b[31m"),
+        ("a b", "a b"),
+        ("", ""),
+        ("\u00a0", r"\xc2\xa0"),
+        ("x" * 5000, "x" * 31 + "…" + "x" * 32),
+    ],
+)
+def test_a_node_name_that_would_break_tables_is_refused(ppss: Ppss, verb: str, name: str, shown: str) -> None:
+    why = f"'{shown}' can't name a machine. Give 1 to 64 printable characters without blanks."
+    assert ppss(verb, "--node-name", name).refused() == f"--node-name: {why}"
+    if name:  # an empty variable counts as none
+        assert ppss(verb, env={"PPSS_NODE_NAME": name}).refused() == f"PPSS_NODE_NAME: {why}"
+    (ppss.directory / "ppss.toml").write_text(f"node-name = {json.dumps(name)}\n")
+    assert ppss(verb).refused() == f"'node-name' in ppss.toml: {why}"
+
+
+def test_a_node_name_may_be_long_and_not_ascii(ppss: Ppss) -> None:
+    name = "knöten-" + "x" * 57
+    assert ppss("run", "-q", "--node-name", name, "--", "true", stdin="1\n").code == 0
+    assert ppss.items()[0]["node"] == name
 
 
 OTHER_TOOLS = {
