@@ -54,7 +54,8 @@ def log_verb(run: str, item: str, follow: bool, url: str | None) -> int:
         if not shown and (view.state in ENDED or view.state is State.DELAYED):
             sys.stdout.buffer.write(_kept_output(queue, found.id, view.seq))
             sys.stdout.buffer.flush()
-        warn(_ending(view))
+        unseen = not shown and view.state is State.SUCCEEDED and not queue.store.spec(found.id).keep_output
+        warn(_ending(view) + (" (what succeeded items print is kept with --keep-output)" if unseen else ""))
     return ExitCode.OK
 
 
@@ -74,8 +75,7 @@ def _ending(view: ItemView) -> str:
     name, outcome = printable(view.name), view.outcome
     attempt = f"attempt {view.attempts}" if view.attempts else "not started"
     if view.state is State.SUCCEEDED:
-        kept = " (what succeeded items print is kept with --keep-output)"
-        return f"'{name}' succeeded on {outcome.node} in {format_duration(outcome.seconds)}, {attempt}{kept}"
+        return f"'{name}' succeeded on {outcome.node} in {format_duration(outcome.seconds)}, {attempt}"
     if view.state is State.FAILED:
         where = f" on {outcome.node} after {format_duration(outcome.seconds)}" if outcome.node else ""
         return f"'{name}' failed: {outcome.failure or 'exit 0'}{where}, {attempt}"

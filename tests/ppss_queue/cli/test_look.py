@@ -194,7 +194,8 @@ def test_log_of_what_succeeded_needs_keep_output(ppss: Ppss, run: str) -> None:
     done = ppss("log", run, "a")
     assert done.out == "" and "--keep-output" in done.err
     assert ppss("run", "-q", "--keep-output", "-c", FAIL_ON_B, stdin="a\n").code == 0
-    assert ppss("log", "last", "a").out == "about a\n"
+    done = ppss("log", "last", "a")
+    assert done.out == "about a\n" and done.err.endswith(", attempt 1\n"), "nothing is left to be advised"
 
 
 def test_log_on_another_machine_shows_what_redis_kept(ppss: Ppss, run: str, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_log_follows_a_running_item_to_its_last_word(ppss: Ppss, tmp_path: Path,
     (tmp_path / "go").touch()
     code, out, err = end(follow)
     assert code == 0 and sorted(out.splitlines()) == ["error", "last of film"]
-    assert "'film' succeeded" in err
+    assert "'film' succeeded" in err and "--keep-output" not in err
     assert end(work)[0] == 0
 
 
