@@ -16,7 +16,7 @@ from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say, typed, warn
-from ppss_queue.cli.table import table
+from ppss_queue.cli.table import cut, table
 from ppss_queue.errors import ExitCode
 from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
 from ppss_queue.units import format_count, format_duration, format_rate, printable, shorten
@@ -58,13 +58,28 @@ def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) ->
                 lines = _status_lines(runs, one=run is not None)
                 lines += ["RQ is suspended, so nothing is handed out. Go on: rq resume"] if suspended else []
             if watch and not as_json and sys.stdout.isatty():
-                print("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", end="")
+                print(_picture(lines, runs), end="")
             else:
                 print("".join(f"{line}\n" for line in lines), end="")
             if not watch:
                 return ExitCode.OK
             sys.stdout.flush()
             time.sleep(_WATCH_SECONDS)
+
+
+def _picture(lines: list[str], runs: list[Counts]) -> str:
+    """Draws the lines over those before. Where they would scroll by, the runs that matter most, and how many more."""
+    size = os.get_terminal_size(1)
+    columns, rows = size.columns or 80, size.lines or 24  # a serial line knows neither
+    if len(lines) > rows and len(runs) > 1:
+        ranked = sorted(
+            runs, key=lambda counts: (counts.running > 0, not counts.ended, counts.created), reverse=True
+        )
+        notes = lines[len(runs) + 1 :][-1:]  # the last is about all runs
+        shown = ranked[: max(1, rows - 2 - len(notes))]
+        more = f"and {format_count(len(runs) - len(shown))} more"
+        lines = [*_status_lines(shown, one=False)[: len(shown) + 1], more, *notes]
+    return "\x1b[H" + "\x1b[K\n".join(cut(line, columns) for line in lines[:rows]) + "\x1b[J"
 
 
 def _status_lines(runs: list[Counts], *, one: bool) -> list[str]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import wait_until
 
+from ppss_queue.queue import connect
+
 if TYPE_CHECKING:
     from conftest import Ppss
 
@@ -194,5 +196,27 @@ def test_status_watch_redraws_in_place(ppss: Ppss, terminal: Terminal) -> None:
     assert ppss("cancel", "last").code == 0
     shown = terminal.shows("cancelled +2/2")
     assert len(shown) == 3 and shown[2] == "items: 2 cancelled"
+    terminal.type("C-c")
+    terminal.shows("code 130")
+
+
+def test_status_watch_of_more_runs_than_rows_shows_those_that_run_and_does_not_scroll(
+    ppss: Ppss, terminal: Terminal
+) -> None:
+    (ppss.directory / "list").write_text("1\n")
+    ppss.start("run", "-f", "list", "-c", f"{GO}; : {{}}")
+    wait_until(lambda: (runs := ppss.runs()) and runs[0]["running"], "the oldest run is at work")
+    with connect(ppss.environment["PPSS_URL"]) as queue:
+        made = [queue.enqueue(["x"], command="true") for _ in range(40)]
+        made[-1].cancel()
+        queue.connection.execute("SET", queue.keys.suspended, 1)
+        terminal.run("ppss status --watch")
+        shown = terminal.shows("and 14 more\nRQ is suspended, .*$")
+        (ppss.directory / "go").touch()
+    assert len(shown) == 30 and shown[0].startswith("RUN ")
+    assert [line.split()[1] for line in shown[1:28]] == ["running"] + ["waiting"] * 26
+    assert shown[2].startswith(made[-2].id), "the newest is not out of sight"
+    assert "running" not in "\n".join(terminal.shows(f"^RUN.*\n{made[-2].id}")), "it is drawn again"
+    assert len(terminal.screen()) == 30, "in place"
     terminal.type("C-c")
     terminal.shows("code 130")
