@@ -73,7 +73,7 @@ class Progress:
         bar = f"{_bar(self.done, self.counts.total, room, colour=colour)} " if room >= shortest else ""
         lines = [f"  {bar}{self.line if bar else cut(self.line, columns - 2)}"]
         if self.longest_seconds >= _LONG_SECONDS:
-            before, after = "  longest now: ", f" {format_duration(self.longest_seconds)}"
+            before, after = "  longest now: ", f" · {format_duration(self.longest_seconds)}"
             name = shorten(printable(self.longest), max(8, columns - len(before) - len(after)))
             lines.append(_dim(cut(f"{before}{name}{after}", columns), colour=colour))
         return lines

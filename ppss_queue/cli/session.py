@@ -228,7 +228,10 @@ class Session:
             summary.print_lines(summary.summarize(self._run, counts, summary.wall_seconds(counts)))
             return
         done = format_count(counts.total - counts.left)
-        say(f"run {self._run.id} interrupted: {done} done, {format_count(counts.left)} left, nothing lost")
+        failed = f" ({format_count(counts.failed)} failed)" if counts.failed else ""
+        say(
+            f"run {self._run.id} interrupted: {done} done{failed}, {format_count(counts.left)} left, nothing lost"
+        )
         say(f"go on: {typed(f'run --resume {self._run.id}')}")
 
 
@@ -245,8 +248,8 @@ def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
     try:
         counts = run.status()
         if not quiet:
-            items, workers = plural(counts.total, "item"), plural(len(counts.workers), "worker")
-            display.say(f"run {run.id} · {items} · {workers}")
+            workers = [plural(len(counts.workers), "worker")] if counts.workers else []
+            display.say(" · ".join([f"run {run.id}", plural(counts.total, "item"), *workers]))
             if not run.is_over() and not queue.workers():
                 display.say(f"ppss: {no_worker()}")
         while True:

@@ -49,7 +49,9 @@ def work_done(work_seconds: float, wall_seconds: float, slots: int) -> str:
 
 def summarize(run: Run, counts: Counts, wall_seconds: float, work: str = "") -> list[str]:
     """Lines for a run that ended; `work` as of `work_done`, if it worked here."""
-    what = counts.state if counts.state is not RunState.PAUSED else counts.reason
+    what = f"{counts.state} in {format_duration(wall_seconds)}"
+    if counts.state is RunState.PAUSED:  # the reason is "halted now: 2 items failed"
+        what = f"halted after {format_duration(wall_seconds)} ({counts.reason.partition(': ')[2]})"
     parts = [f"{format_count(counts.succeeded)} succeeded"]
     if counts.failed:
         parts.append(f"{format_count(counts.failed)} failed")
@@ -57,7 +59,7 @@ def summarize(run: Run, counts: Counts, wall_seconds: float, work: str = "") -> 
         parts.append(f"{format_count(counts.cancelled)} cancelled")
     if counts.left:
         parts.append(f"{format_count(counts.left)} left")
-    lines = [f"run {run.id} {what} in {format_duration(wall_seconds)}: {', '.join(parts)}{work}"]
+    lines = [f"run {run.id} {what}: {', '.join(parts)}{work}"]
     failed = list(islice(run.items(State.FAILED), _EXAMINED)) if counts.failed else []
     return [*lines, *_groups(run, failed), *_next_steps(run, counts, failed)]
 

@@ -137,7 +137,7 @@ def test_halt_now_ends_what_runs_and_resume_does_the_rest(site: Site) -> None:
     halted = site.ppss("run", "-p", "2", "--halt", "now,fail=1", "-c", command, stdin="long\nbad\nx\ny\n")
     assert halted.returncode == 1, halted.stderr
     run = site.queue.run("last")
-    assert "halted now: 1 item failed" in halted.stderr
+    assert " (1 item failed): " in halted.stderr
     assert f"ppss run --resume {run.id}" in halted.stderr
     assert site.states(run) == {"ready": 3, "failed": 1}
     assert not any(map(site.alive, site.pids("long.pid", 1)))

@@ -267,7 +267,7 @@ def test_wait_says_when_no_worker_is_there_and_gives_up_in_time(ppss: Ppss) -> N
 def test_attach_ends_with_the_run_and_ctrl_c_ends_only_the_view(ppss: Ppss, end: End) -> None:
     new = ppss("enqueue", "-c", "true", stdin="1\n").out.strip()
     view = ppss.start("attach", new)
-    assert view.stderr is not None and view.stderr.readline() == f"run {new} · 1 item · 0 workers\n"
+    assert view.stderr is not None and view.stderr.readline() == f"run {new} · 1 item\n"
     assert "no worker is there" in view.stderr.readline()
     code, _, err = end(view, signal.SIGINT)
     assert (code, err) == (130, f"run {new} goes on. See it again: ppss attach {new}\n")

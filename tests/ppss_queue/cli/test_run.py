@@ -252,7 +252,9 @@ def test_a_halt_rule_ends_with_1_and_resume_goes_on(ppss: Ppss) -> None:
         "run", "-q", "-p1", "--halt", "now,fail=1", "-c", "sleep 0.1; test {} != 2 -o -e go", stdin=numbers(9)
     )
     assert done.code == 1
-    assert re.match(r"run \w+ halted now: .*: \d succeeded, 1 failed, \d left", done.err), done.err
+    assert re.match(
+        r"run \w+ halted after [\d.]+ m?s \(1 item failed\): \d succeeded, 1 failed, \d left", done.err
+    ), done.err
     go_on = done.err.splitlines()[-1].split("    ")[1].removeprefix("go on: ")
     (ppss.directory / "go").touch()
     assert ppss("wait", "last").code == 1
@@ -325,6 +327,18 @@ def test_a_restart_of_redis_in_mid_run_is_survived(ppss: Ppss, tmp_path: Path, e
         code, _, err = end(process)
         assert code == 0, err
         assert "4 succeeded" in err or "ended" in err, err
+
+
+def test_what_failed_so_far_is_told_of_an_interrupted_run(ppss: Ppss, tmp_path: Path, end: End) -> None:
+    (tmp_path / "list").write_text(numbers(5))
+    process = ppss.start(
+        "run", "-p1", "-f", "list", "-c", f'test "$ITEM" -ne 2 || exit 3; test "$ITEM" -lt 4 || {{ {GO}; }}'
+    )
+    wait_until(
+        lambda: (runs := ppss.runs()) and runs[0]["succeeded"] == 2 and runs[0]["running"], "the fourth runs"
+    )
+    code, _, err = end(process, signal.SIGINT)
+    assert code == 130 and " interrupted: 3 done (1 failed), 2 left, nothing lost\n" in err
 
 
 def test_a_second_ctrl_c_kills_what_does_not_listen(ppss: Ppss, tmp_path: Path, end: End) -> None:
@@ -424,7 +438,7 @@ def test_p0_watches_a_run_that_a_worker_does(ppss: Ppss, tmp_path: Path, end: En
     (tmp_path / "list").write_text(numbers(2))
     process = ppss.start("run", "-p0", "--no-check", "-f", "list", "-c", "test {} = 1")
     assert process.stderr is not None
-    while "· 2 items · 0 workers" not in process.stderr.readline():
+    while not process.stderr.readline().endswith(" · 2 items\n"):
         assert process.poll() is None
     assert (
         process.stderr.readline()

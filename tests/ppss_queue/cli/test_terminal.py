@@ -96,7 +96,7 @@ def without_warning(screen: list[str]) -> list[str]:
 def test_progress_is_drawn_in_place_and_leaves_no_line_behind(ppss: Ppss, terminal: Terminal) -> None:
     command = 'echo "out $ITEM"; test "$ITEM" -lt 3 || ' + GO + '; test "$ITEM" != 5'
     terminal.run(f"seq 6 | ppss run -p2 -c '{command}'")
-    shown = without_warning(terminal.shows(r"2/6 · 2 running(.|\n)*longest now: [34] "))
+    shown = without_warning(terminal.shows(r"2/6 · 2 running(.|\n)*longest now: [34] · "))
     assert re.fullmatch(r"run \w+ · 6 items · 2 slots on this machine", shown[0])
     assert sorted(shown[1:3]) == ["out 1", "out 2"]
     assert re.fullmatch(r"  ━{10}─{20} 2/6 · 2 running( · .*)?", shown[3]), shown
@@ -122,7 +122,7 @@ def test_a_narrow_terminal_with_long_names_has_no_wrapped_line(ppss: Ppss, termi
     shown = terminal.shows("longest now")
     assert [len(BAR.findall(line)) for line in shown if "0/1" in line] == [19]
     assert shown[-2].endswith(" 0/1 · 1 running") and max(map(len, shown[-2:])) <= 37
-    assert re.fullmatch(r"  longest now: a long .*….*s end \d+(\.\d)? s", shown[-1])
+    assert re.fullmatch(r"  longest now: a long.*….*s end · \d+(\.\d)? s", shown[-1])
     (ppss.directory / "go").touch()
     assert not re.search("running|longest", "\n".join(terminal.shows("code 0")))
 
