@@ -14,6 +14,8 @@ from pathlib import Path
 from ppss_queue.errors import BadInput
 
 FILE_NAME = "ppss.toml"
+_SIMILARITY = 0.75
+"""difflib's ratio; at its usual 0.6, `bogus` is `logs`."""
 
 
 def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, dict[str, object]]:
@@ -63,6 +65,11 @@ def _set(found: dict[str, object], path: Path, name: str, value: object, names: 
     found[name] = value
 
 
+def closest(name: str, names: Collection[str]) -> str | None:
+    """What was probably meant: the most similar name, if it is a slip of a letter or two away."""
+    return next(iter(difflib.get_close_matches(name, names, 1, _SIMILARITY)), None)
+
+
 def _hint(name: str, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    close = closest(name, names)
+    return f" Did you mean '{close}'?" if close else ""

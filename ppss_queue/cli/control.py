@@ -12,12 +12,14 @@ from ppss_queue.cli.frame import Verb, open_queue, state_directory
 from ppss_queue.cli.options import Duration, option, url_option
 from ppss_queue.cli.say import no_worker, say, typed, warn
 from ppss_queue.errors import BadInput, ExitCode, ServiceFailed
-from ppss_queue.model import RunState
-from ppss_queue.units import format_count, format_duration, plural
+from ppss_queue.model import ItemView, RunState, State
+from ppss_queue.units import format_count, format_duration, listed, plural, printable
 
 if TYPE_CHECKING:
     from ppss_queue.queue import Queue
     from ppss_queue.run import Run
+
+_NAMED_ITEMS = 3
 
 _run = click.argument("run", shell_complete=complete_runs)
 _items = click.argument("items", nargs=-1, metavar="[ITEM]...")
@@ -99,13 +101,23 @@ def retry_verb(run: str, items: tuple[str, ...], url: str | None) -> int:
 
     All that failed, or the named ones.
     """
+    from ppss_queue import status
+
     with open_queue(url) as queue:
         found = queue.run(run)
-        count = found.retry(*items)
-        say(f"run {found.id}: {plural(count, 'item')} ready again")
+        seqs = status.find(queue.store, found.id, items)
+        others = [view for view in status.view(queue.store, found.id, seqs) if view.state is not State.FAILED]
+        count = found.retry(*(f"#{seq}" for seq in seqs))
+        say(f"run {found.id}: {plural(count, 'item')} ready again{_not_failed(others)}")
         if count:
             _warn_without_worker(queue)
     return ExitCode.OK
+
+
+def _not_failed(views: list[ItemView]) -> str:
+    """Why items are not ready again that were named: they had not failed."""
+    named = [f"'{printable(view.name)}' ({view.state})" for view in views[:_NAMED_ITEMS]]
+    return f"; not failed: {listed(named, len(views))}" if named else ""
 
 
 @click.command("pause", cls=Verb, examples="ppss pause last")

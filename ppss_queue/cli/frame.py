@@ -136,10 +136,8 @@ class Ppss(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            import difflib
-
-            close = difflib.get_close_matches(args[0], VERBS, 1)
-            hint = f"Did you mean '{close[0]}'?" if close else "See: ppss --help"
+            close = config.closest(args[0], VERBS)
+            hint = f"Did you mean '{close}'?" if close else "See: ppss --help"
             raise BadInput(f"there is no verb '{args[0]}'. {hint}")
         return super().resolve_command(ctx, args)
 

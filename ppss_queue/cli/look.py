@@ -17,7 +17,7 @@ from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say, typed, warn
 from ppss_queue.cli.table import cut, table
-from ppss_queue.errors import ExitCode
+from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
 from ppss_queue.units import format_count, format_duration, format_rate, printable, shorten
 
@@ -197,6 +197,10 @@ def items_verb(run: str, state: str | None, as_csv: bool, names: bool, as_json: 
 
     Without RUN it is the latest.
     """
+    forms = {"--names": names, "--csv": as_csv, "--json": as_json}
+    wanted = [name for name, is_wanted in forms.items() if is_wanted]
+    if len(wanted) > 1:
+        raise BadInput(f"{wanted[0]} and {wanted[1]} exclude each other: leave one out")
     with open_queue(url) as queue:
         found = queue.run(run)
         views = found.items(State(state) if state else None)

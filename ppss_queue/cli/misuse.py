@@ -64,8 +64,9 @@ def _no_such_option(error: click.NoSuchOption) -> str:
     start = f"there is no option {name} here"
     if name in OTHER_TOOLS:
         return f"{start}: {OTHER_TOOLS[name]}."
-    if error.possibilities:
-        return f"{start}. Did you mean {' or '.join(error.possibilities)}?"
+    close = config.closest(name.lstrip("-"), [option.lstrip("-") for option in error.possibilities or ()])
+    if close:
+        return f"{start}. Did you mean --{close}?"
     if error.ctx is None or error.ctx.parent is None:
         return f"{start}. Options follow their verb: ppss VERB {name}"
     if getattr(error.ctx.command, "takes_words", False):

@@ -11,6 +11,9 @@ import click
 from ppss_queue.errors import PpssError
 from ppss_queue.units import printable
 
+_NAMES = ("Redis", "Valkey", "Python")
+"""Those that are written like other words at the beginning of a sentence."""
+
 
 def say(line: str) -> None:
     """Never raises: a closed terminal wants to hear nothing, and must not end what is at work."""
@@ -18,8 +21,15 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def complaint(sentence: str) -> str:
+    """`ppss: <sentence>`, beginning with a small letter unless it begins with a name: Redis, RQ, PPSS_SLOTS, RUN."""
+    rest = sentence.partition(" ")[0][1:]
+    small = rest == rest.lower() and not sentence.startswith(_NAMES)
+    return f"ppss: {sentence[:1].lower() if small else sentence[:1]}{sentence[1:]}"
+
+
 def warn(sentence: str) -> None:
-    say(f"ppss: {sentence}")
+    say(complaint(sentence))
 
 
 def fail(error: PpssError) -> int:

@@ -18,7 +18,7 @@ from ppss_queue.cli.elsewhere import Elsewhere
 from ppss_queue.cli.eta import Durations
 from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
-from ppss_queue.cli.say import fail, no_worker, say, typed
+from ppss_queue.cli.say import complaint, fail, no_worker, say, typed
 from ppss_queue.connection import Reply
 from ppss_queue.errors import ExitCode, PpssError, Unavailable
 from ppss_queue.model import ENDED, Lease, RunState
@@ -135,7 +135,7 @@ class Session:
             self._printer.ended(item.seq, item.name, ended.stdout, ended.stderr)
 
     def warn(self, sentence: str) -> None:
-        self._display.say(f"ppss: {sentence}")
+        self._display.say(complaint(sentence))
 
     # Display
 
@@ -251,7 +251,7 @@ def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
             workers = [plural(len(counts.workers), "worker")] if counts.workers else []
             display.say(" · ".join([f"run {run.id}", plural(counts.total, "item"), *workers]))
             if not run.is_over() and not queue.workers():
-                display.say(f"ppss: {no_worker()}")
+                display.say(complaint(no_worker()))
         while True:
             try:
                 over = run.is_over()

@@ -48,7 +48,11 @@ class Done:
             self.err
         )
         assert "Traceback" not in self.err
-        return self.err[len("ppss: ") : -1]
+        sentence = self.err[len("ppss: ") : -1]
+        assert not re.match("[A-Z]([a-z]| )", sentence) or sentence.startswith(
+            ("Redis ", "Valkey ", "Python ")
+        )
+        return sentence
 
 
 @dataclass

@@ -159,10 +159,12 @@ OTHER_TOOLS = {
     "--joblog x": "there is no option --joblog here: a job log is written with --logs DIR.",
     "-d ,": "-d names a directory, and there is none called ','. For a delimiter: --delimiter ','",
     "-9": "there is no option -9 here. If it belongs to the command, write that last: -- PROG -9 ARG...",
-    "--retrys 3": "there is no option --retrys here. Did you mean ",
+    "--retrys 3": "there is no option --retrys here. Did you mean --retries?",
+    "--bogus": "there is no option --bogus here. If it belongs to the command, ",
+    "--json": "there is no option --json here. If it belongs to the command, ",
     "echo ::: a b": "':::' is not there yet. Give items as lines: ",
     "-- echo ::: a b": "':::' is not there yet. Give items as lines: ",
-    "-p": "Option '-p' requires an argument. See: ppss run --help",
+    "-p": "option '-p' requires an argument. See: ppss run --help",
 }
 
 
@@ -179,6 +181,8 @@ VERBS = {
     "items nosuch": "here is no run 'nosuch'. ",
     "items last": "here is no run yet. ",
     "items --state x": "--state: 'x' is not one of 'ready', 'leased', 'delayed', 'succeeded', 'failed', 'cancelled'.",
+    "items --csv --json": "--csv and --json exclude each other: leave one out",
+    "items --json --names": "--names and --json exclude each other: leave one out",
     "log last": "ITEM is missing. Usage: ppss log [OPTION]... RUN ITEM",
     "log nosuch x": "here is no run 'nosuch'. ",
     "retry nosuch": "here is no run 'nosuch'. ",
@@ -193,7 +197,7 @@ VERBS = {
     "worker -p 0": "a worker needs at least one slot: -p 1",
     "worker --run nosuch": "here is no run 'nosuch'. ",
     "worker --": "there is no command after '--'. ",
-    "worker scans": "Got unexpected extra argument (scans). See: ppss worker --help",
+    "worker scans": "got unexpected extra argument (scans). See: ppss worker --help",
     "server": "ACTION is missing. Usage: ppss server [OPTION]... {start|stop|status|run}",
     "server frob": "ACTION: 'frob' is not one of 'start', 'stop', 'status', 'run'.",
     "completion tcsh": "SHELL: 'tcsh' is not one of ",

@@ -56,6 +56,20 @@ def test_retry_puts_all_or_named_items_back(ppss: Ppss) -> None:
     assert ppss("retry", run).err == f"run {run}: 0 items ready again\n"
 
 
+def test_retry_tells_the_state_of_named_items_that_have_not_failed(ppss: Ppss) -> None:
+    names = ["a", "bad", "c", "d", "new\nline"]
+    command = ["-c", 'test "$ITEM" != bad']
+    assert ppss("run", "-q", "-0", *command, stdin="\0".join(names)).code == 1
+    run = ppss.status()["run"]
+    assert ppss("retry", run, "a", "#5").err == (
+        f"run {run}: 0 items ready again; not failed: 'new\\x0aline' (succeeded), 'a' (succeeded)\n"
+    )
+    done = ppss("retry", run, *names)
+    shown = "'a' (succeeded), 'c' (succeeded), 'd' (succeeded), ..."
+    assert done.err.startswith(f"run {run}: 1 item ready again; not failed: {shown}\n")
+    assert "; not failed: 'bad' (ready)\n" in ppss("retry", run, "bad").err
+
+
 def test_pause_hands_nothing_out_and_resume_goes_on(ppss: Ppss) -> None:
     run = ppss("enqueue", "--", "true", stdin="a\nb\n").out.strip()
     assert ppss("pause", "last").err == (

@@ -119,6 +119,7 @@ WRONG = {
     "keep-order = 'x'": "'keep-order' in ppss.toml: give true or false.",
     "slts = 3": "'ppss.toml' sets 'slts', which is no option. Did you mean 'slots'?",
     "slots = ": "'ppss.toml' is no valid TOML: ",
+    "bogus = 3": "'ppss.toml' sets 'bogus', which is no option.",
     "[rn]": "'ppss.toml' has a table [rn], but there is no such verb. Did you mean 'run'?",
     "[status]\nslots = 1": "'ppss.toml' sets 'slots', which is no option there.",
 }
@@ -127,7 +128,8 @@ WRONG = {
 @pytest.mark.parametrize("text", WRONG)
 def test_mistakes_in_ppss_toml_are_named(ppss: Ppss, text: str) -> None:
     (ppss.directory / "ppss.toml").write_text(text)
-    assert ppss("run", "--", "true", stdin="1\n").refused().startswith(WRONG[text])
+    said = ppss("run", "--", "true", stdin="1\n").refused()
+    assert said.startswith(WRONG[text]) and ("Did you mean" in said) is ("Did you mean" in WRONG[text])
     assert ppss.runs() == []
 
 
