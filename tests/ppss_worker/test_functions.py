@@ -44,6 +44,8 @@ def do(item):
         return object()
     if item == "large":
         return "x" * 70_000
+    if item in ("nan", "infinite"):
+        return {"in": [float(item[:3])]}
     if item == "hang":
         child = subprocess.Popen(["sleep", "1000"])
         open("hang.pid", "w").write(str(child.pid))
@@ -111,6 +113,27 @@ def test_an_exception_fails_its_item_and_no_other(site: Site) -> None:
     assert 'raise ValueError("bad' in kept
 
 
+@pytest.mark.parametrize("where", ["when it is called", "when it is imported"])
+def test_a_traceback_begins_with_the_users_code(site: Site, where: str) -> None:
+    failing = "def fail():\n    1 / 0\n"
+    call = "def do(item):\n    fail()\n" if where == "when it is called" else "fail()\n"
+    (site.directory / "functions.py").write_text(failing + call)
+    _done(site, ["a"])
+    kept = site.queue.run("last").log("a").splitlines()
+    files = [line.split('"')[1] for line in kept if line.startswith("  File ")]
+    assert files == [str(site.directory / "functions.py")] * 2
+    assert (kept[0], kept[-1]) == (
+        "Traceback (most recent call last):",
+        "ZeroDivisionError: division by zero",
+    )
+
+
+def test_a_function_that_is_not_there_is_told_without_a_traceback(site: Site) -> None:
+    site.enqueue(["a"], "python:no_such_module:do")
+    site.burst("-p", "1")
+    assert site.queue.run("last").log("a") == "ModuleNotFoundError: No module named 'no_such_module'\n"
+
+
 @pytest.mark.parametrize(
     ("code", "expected"),
     [("3", 3), ("", 0), ("None", 0), ("True", 1), ("'some text'", 1), ("256 + 7", 7), ("-1", 255)],
@@ -149,12 +172,14 @@ def test_a_function_that_catches_sigterm_is_killed_after_the_grace_time(site: Si
 
 
 def test_results_that_are_no_json_or_too_large_fail_with_a_reason(site: Site) -> None:
-    views = _done(site, ["object", "large", "fine"])
+    views = _done(site, ["object", "large", "nan", "infinite", "fine"])
     assert views["object"].outcome.reason == "TypeError: Object of type object is not JSON serializable"
     assert (
         views["large"].outcome.reason
         == "ValueError: the result is 70,002 bytes of JSON; at most 65,536 are kept"
     )
+    assert views["nan"].outcome.reason.startswith("ValueError: the result is no JSON: Out of range float")  # type: ignore[union-attr]
+    assert views["infinite"].state is views["nan"].state is State.FAILED and views["nan"].result is None
     assert {views["object"].state, views["large"].state} == {State.FAILED}
     assert views["fine"].result == "fine"
 

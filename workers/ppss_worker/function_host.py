@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from types import TracebackType
 
 RESULT_BYTES_MAX = 64 * 1024
 
@@ -32,11 +33,19 @@ def main() -> None:
                 answer = {"exit_code": _exit_code(error.code)}
             except BaseException as error:  # a function may raise anything; the host goes on
                 sys.stdout.flush()  # what it printed comes first
-                traceback.print_exc()
+                traceback.print_exception(error.with_traceback(_users(error.__traceback__)))
                 answer = {"exit_code": 1, "reason": f"{type(error).__name__}: {error}"[:500]}
             sys.stdout.flush()
             sys.stderr.flush()
             raw.write(json.dumps(answer).encode() + b"\n")
+
+
+def _users(frames: TracebackType | None) -> TracebackType | None:
+    """The frames of the user's code: those before, of this module and importlib, tell nothing."""
+    ours = (__name__, "importlib")
+    while frames and str(frames.tb_frame.f_globals.get("__name__")).partition(".")[0] in ours:
+        frames = frames.tb_next
+    return frames
 
 
 def _load(name: str) -> Callable[[str], object]:
@@ -61,7 +70,10 @@ def _exit_code(code: object) -> int:
 
 
 def _encode(result: object) -> dict[str, object]:
-    text = json.dumps(result)
+    try:
+        text = json.dumps(result, allow_nan=False)
+    except ValueError as error:  # NaN, or a list that contains itself
+        raise ValueError(f"the result is no JSON: {error}") from None
     if len(text) > RESULT_BYTES_MAX:
         raise ValueError(f"the result is {len(text):,} bytes of JSON; at most {RESULT_BYTES_MAX:,} are kept")
     return {"exit_code": 0, "result": text}
