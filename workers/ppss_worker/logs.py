@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ppss_queue.command import shell_quoted
@@ -39,7 +41,7 @@ class Logs:
         self._joblogs: dict[str, int] = {}
 
     def write(self, ended: Ended) -> None:
-        """Raises OSError where the disk can't take it."""
+        """Raises OSError, with the name of the log, where the disk can't take it."""
         if ended.verdict in (Verdict.LOST, Verdict.RELEASED):
             return
         run, item = ended.run.id, ended.lease.item
@@ -48,33 +50,52 @@ class Logs:
             limit = None if ended.run.spec.keep_output else LOG_BYTES
             _save(kept_log(self._state, run, item.seq), ended, limit)
         if self._directory is not None:
+            # First what is short: a full disk may still take it.
+            self._add_to_joblog(self._directory / f"{run}.joblog", run, _line(ended))
             _save(self._directory / run / log_name(item), ended, None)
-            os.write(self._joblog(run), os.fsencode(_line(ended)))
 
     def close(self) -> None:
         for descriptor in self._joblogs.values():
             os.close(descriptor)
         self._joblogs.clear()
 
-    def _joblog(self, run: str) -> int:
+    def _add_to_joblog(self, path: Path, run: str, line: str) -> None:
+        with _named(path):
+            _write(self._joblog(path, run), os.fsencode(line))
+
+    def _joblog(self, path: Path, run: str) -> int:
         if run not in self._joblogs:
             self.close()  # one at a time: a worker may live through thousands of runs
-            assert self._directory is not None
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"{run}.joblog"
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # other workers may write there too
             if not os.fstat(descriptor).st_size:
-                os.write(descriptor, _HEADER.encode())
+                _write(descriptor, _HEADER.encode())
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             self._joblogs[run] = descriptor
         return self._joblogs[run]
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What fails to be written does not know its own name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it: a disk that is nearly full takes a part without a word."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
 def _save(path: Path, ended: Ended, limit_bytes: int | None) -> None:
     """stdout, then stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with _named(path), path.open("wb") as file:
         for source in (ended.stdout, ended.stderr):
             if source < 0:
                 continue

@@ -547,10 +547,31 @@ def test_a_full_disk_for_logs_ends_the_run_with_5(ppss: Ppss, tmpfs: list[str]) 
         f"{mount} seq 5 | ppss run -p1 -q --logs logs -c 'head -c 100000 /dev/zero; : {{}}'", tmpfs
     )
     full, left, go_on = done.err.splitlines()[-3:]
-    assert done.code == 5 and full.startswith("ppss: the disk is full") and "nothing lost" in left
+    assert done.code == 5 and "nothing lost" in left
+    named = re.fullmatch(r"ppss: the disk is full \('(/.*)'\)\. Free space, then go on\.", full)
+    assert named and re.fullmatch(rf"{ppss.directory}/logs/\w+/0000001-1\.log", named[1]), full
     assert ppss.status()["leased"] == 0 and ppss.status()["ready"] >= 3
     assert ppss.shell(go_on.removeprefix("go on: ")).code == 0
     assert ppss("enqueue", "-c", "head -c 100000 /dev/zero; : {}", stdin="1\n2\n").code == 0
     done = ppss.shell(f"{mount} ppss worker -p1 --burst --logs logs", tmpfs)
-    assert done.code == 5 and done.err.splitlines()[-1].startswith("ppss: the disk is full")
+    assert done.code == 5 and done.err.splitlines()[-1].startswith("ppss: the disk is full ('/")
     assert ppss.status()["leased"] == 0
+
+
+def test_an_item_whose_log_found_no_room_is_in_the_job_log(ppss: Ppss, tmpfs: list[str]) -> None:
+    """It has succeeded, and no later run writes its line."""
+    (ppss.directory / "logs").mkdir()
+    run = "ppss run -p1 -q --logs logs -c 'head -c 100000 /dev/zero; : {}'"
+    done = ppss.shell(
+        f"mount -t tmpfs -o size=64k none logs && seq 5 | {run}; echo $?; cat logs/*.joblog", tmpfs
+    )
+    code, header, *lines = done.lines
+    assert code == "5" and header.startswith("Seq\t")
+    assert [line.split("\t")[0] for line in lines] == [str(n + 1) for n in range(ppss.status()["succeeded"])]
+
+
+def test_a_job_log_that_finds_no_room_is_named(ppss: Ppss, tmpfs: list[str]) -> None:
+    (ppss.directory / "logs").mkdir()
+    fill = "mount -t tmpfs -o size=64k none logs && { head -c 100000 /dev/zero > logs/full; true; }"
+    done = ppss.shell(f"{fill} 2>/dev/null; seq 5 | ppss run -p1 -q --logs logs -- true", tmpfs)
+    assert done.code == 5 and re.search(r"the disk is full \('/.*/logs/\w+\.joblog'\)", done.err), done.err
