@@ -72,6 +72,7 @@ def worker_verb(
 
     SIGTERM finishes what runs, a second one hands it back. Ctrl-C hands it back, a second one does so at once.
     """
+    from ppss_worker.settings import Stop
     from ppss_worker.worker import PATIENCE_SECONDS, Worker
 
     from ppss_queue.cli.workerlog import WorkerLog
@@ -108,6 +109,8 @@ def worker_verb(
         )
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
+    if worker.stopping >= Stop.NOW:
+        return ExitCode.INTERRUPTED
     return ExitCode.CORRECT_INPUT if burst and worker.left_runs_alone else ExitCode.OK
 
 

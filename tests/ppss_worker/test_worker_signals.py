@@ -125,13 +125,21 @@ def test_a_second_sigterm_hands_everything_back(site: Site) -> None:
     wait_until(lambda: run.status().leased == 1, "prefetched items are handed back")
     assert all(map(site.alive, pids))
     worker.signal(signal.SIGTERM)
-    assert worker.wait(SOON) == 0
+    assert worker.wait(SOON) == 130, "not drained but interrupted"
     assert site.states(run) == {"ready": 20, "succeeded": 40}
     assert (site.item(run, "41").attempts, site.item(run, "41").lost) == (1, 0)
     assert not any(map(site.alive, pids))
 
 
 # Ctrl-C
+
+
+def test_an_idle_worker_ends_with_130_after_ctrl_c_and_with_0_after_sigterm(site: Site) -> None:
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 0)):
+        worker = site.worker()
+        site.wait_idle()
+        worker.signal(number)
+        assert worker.wait(SOON) == code
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
@@ -141,7 +149,7 @@ def test_an_interrupted_worker_leaves_no_orphan_and_loses_nothing(site: Site, nu
     worker = site.worker("--node-name", "a")
     pids = site.pids("*.pid", 4)
     worker.signal(number)
-    worker.wait(SOON)
+    assert worker.wait(SOON) == 130
     assert not any(map(site.alive, pids))
     assert site.states(run) == {"ready": 3}
     (site.directory / "go").touch()
