@@ -13,7 +13,7 @@ from itertools import islice
 
 from ppss_queue.cli.say import say, typed
 from ppss_queue.errors import ExitCode
-from ppss_queue.model import ItemView, RunState, State
+from ppss_queue.model import ItemView, RunSpec, RunState, State
 from ppss_queue.run import Run
 from ppss_queue.store import Counts
 from ppss_queue.units import format_count, format_duration, listed, plural, printable, shorten
@@ -61,11 +61,11 @@ def summarize(run: Run, counts: Counts, wall_seconds: float, work: str = "") -> 
         parts.append(f"{format_count(counts.left)} left")
     lines = [f"run {run.id} {what}: {', '.join(parts)}{work}"]
     failed = list(islice(run.items(State.FAILED), _EXAMINED)) if counts.failed else []
-    return [*lines, *_groups(run, failed), *_next_steps(run, counts, failed)]
+    return [*lines, *_groups(run, counts, failed), *_next_steps(run, counts, failed)]
 
 
-def _groups(run: Run, failed: Iterable[ItemView]) -> list[str]:
-    ranked = sorted(_alike(failed).items(), key=lambda pair: -len(pair[1]))
+def _groups(run: Run, counts: Counts, failed: Iterable[ItemView]) -> list[str]:
+    ranked = sorted(_alike(failed, counts.spec).items(), key=lambda pair: -len(pair[1]))
     shown = ranked if len(ranked) <= _GROUPS else ranked[: _GROUPS - 1]
     lines = []
     for kind, alike in shown:
@@ -80,11 +80,12 @@ def _groups(run: Run, failed: Iterable[ItemView]) -> list[str]:
     return lines
 
 
-def _alike(failed: Iterable[ItemView]) -> dict[str, list[ItemView]]:
+def _alike(failed: Iterable[ItemView], spec: RunSpec) -> dict[str, list[ItemView]]:
     """Items by how they failed. A name is left out of a message only where that makes items alike: it may be chance."""
     nameless: dict[str, list[ItemView]] = {}
     for view in failed:
-        nameless.setdefault(_kind(view, _without_name(view.outcome.last_line, view.name)), []).append(view)
+        line = _without_name(view.outcome.last_line, spec.local_path(view.item))
+        nameless.setdefault(_kind(view, line), []).append(view)
     groups: dict[str, list[ItemView]] = {}
     for kind, views in nameless.items():
         kind = kind if len(views) > 1 else _kind(views[0], views[0].outcome.last_line)
@@ -102,9 +103,14 @@ def _kind(view: ItemView, last_line: str) -> str:
     return f'{outcome.failure} · "{line}"'
 
 
-def _without_name(line: str, name: str) -> str:
-    """`{}` for each name that stands alone: the 1 of `item 1`, but not that of `10`, `1.5` or `x1`."""
-    names = [text for text in (name, os.path.basename(name)) if text and text in line]
+def _without_name(line: str, path: str) -> str:
+    """`{}` for each name that stands alone: the 1 of `item 1`, but not that of `10`, `1.5` or `x1`.
+
+    `path`: what `$ITEM` was; also without any of the directories that it begins with.
+    """
+    parts = path.split("/")
+    names = ["/".join(parts[at:]) for at in range(len(parts))]
+    names = [name for name in names if name and name in line]
     if not names:
         return line
     either = "|".join(map(re.escape, names))

@@ -173,6 +173,12 @@ def test_summary_groups_failures_and_its_commands_can_be_pasted(ppss: Ppss) -> N
     assert ppss.status()["succeeded"] == 3
 
 
+def test_files_that_a_program_names_by_their_path_fail_alike(ppss: Ppss, files: Path) -> None:
+    command = 'echo "about $ITEM: bad" >&2; exit 3'
+    _, same, _ = ppss("run", files, "-q", "-p1", "-c", command).err.splitlines()
+    assert same.startswith('  3 failed alike · exit 3 · "about {}: bad"    ')
+
+
 @pytest.mark.parametrize("name", ["-dash", "#7", "new\nline", " blank ", "x" * 300])
 def test_the_command_that_shows_a_failure_works_for_any_name(ppss: Ppss, name: str) -> None:
     done = ppss("run", "-q", "-0", "-c", "echo shown; : {}; exit 3", stdin=name)
