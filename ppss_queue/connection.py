@@ -152,15 +152,18 @@ class Connection:
 
         They are no transaction. Raises ConnectFailed if the connection is lost.
         """
+        earlier = self._owed
         self.send(commands)
         try:
             self._await(self._owed)
-            replies = [self._replies.pop() for _ in commands]
         except BaseException:
             self.close()
             raise
-        self._owed -= len(replies)
-        replies.reverse()
+        self._owed -= len(commands)
+        # Behind them there may be messages that nobody asked for.
+        self._replies.rotate(-earlier)
+        replies = [self._replies.popleft() for _ in commands]
+        self._replies.rotate(earlier)
         return replies
 
     def send(self, commands: Sequence[Sequence[Argument]]) -> None:

@@ -978,6 +978,29 @@ def test_a_change_after_on_is_never_missed_and_none_is_told_after_off(
     listener.off()
 
 
+def test_changes_that_come_with_the_answer_to_on_are_no_answers(
+    listener: ChangeListener, server: Server, key: str
+) -> None:
+    """Regression: the first change was taken for the answer, and all that came later for the wrong one."""
+    ended = threading.Event()
+
+    def change() -> None:
+        with server.connect() as connection:
+            while not ended.is_set():
+                connection.execute_many([("SET", f"{key}/a:{number}", 1) for number in range(50)])
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        for _ in range(200):
+            listener.on()
+            wait_until(listener.changes, "a change is told")
+            listener.off()
+    finally:
+        ended.set()
+        thread.join()
+
+
 def test_flushall_is_told_as_a_change_of_everything(start: Start) -> None:
     server = start()
     with server.connect() as connection:
