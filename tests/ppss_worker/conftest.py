@@ -18,7 +18,14 @@ from ppss_queue.replies import text
 from ppss_queue.run import Run
 from ppss_queue.sources import texts
 
-_PPSS = [sys.executable, "-c", "from ppss_queue.cli import main; main()"]
+_PPSS = [
+    sys.executable,
+    "-c",
+    "import os, time; real, off = time.time, float(os.environ.pop('CLOCK_OFF_SECONDS', 0))\n"
+    "if off: time.time = lambda: real() + off\n"
+    "from ppss_queue.cli import main; main()",
+]
+"""With a clock that is wrong by $CLOCK_OFF_SECONDS."""
 
 
 class WorkerProcess:
