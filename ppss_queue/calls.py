@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ppss_queue.connection import Argument, Reply
+from ppss_queue.connection import Reply
 from ppss_queue.keys import SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
 from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
+from ppss_queue.resp import Argument
 from ppss_queue.rq_form import kept_output
 from ppss_queue.scripts import Call
 

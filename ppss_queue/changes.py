@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from ppss_queue.connection import Argument, Connection
+from ppss_queue.connection import Connection
 from ppss_queue.errors import PpssError
+from ppss_queue.resp import Argument
 
 
 class ChangeListener:

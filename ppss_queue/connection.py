@@ -11,34 +11,29 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias, cast
 
-from hiredis import ProtocolError, Reader, pack_command
+from hiredis import ProtocolError, Reader
 
 from ppss_queue.address import Address
 from ppss_queue.dial import CONNECT_SECONDS, dial
-from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed, Unavailable
+from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed, Unavailable
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
+from ppss_queue.resp import Argument, packed, pieces
 from ppss_queue.server_info import ServerInfo
 
-Argument: TypeAlias = str | bytes | int | float
-"""One word of a command; str is sent as UTF-8 with surrogateescape, like a file name."""
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
 """What Redis answers (RESP2)."""
 
 LOADING_SECONDS = 30.0
 """How long a server that still reads its data from disk is waited for."""
 _READ_BYTES = 64 * 1024
-_WRITE_BYTES = 64 * 1024
-"""Commands are joined to about this much before they are written."""
 _UNANSWERED = 1000
 """Commands in flight at most: their replies are memory of the server until we read them."""
 _INCOMPLETE = object()
-# Its stub takes tuples of one element only.
-_pack = cast("Callable[[tuple[Argument, ...]], bytes]", pack_command)
 
 
 class Connection:
@@ -172,9 +167,9 @@ class Connection:
         Any number is safe: at most 1,000 stay unanswered, and the replies of earlier ones are read into
         memory while later ones are written, so that neither side waits for ever for the other to read.
         """
-        encoded = [_packed(command) for command in commands]
+        encoded = [packed(command) for command in commands]
         try:
-            for piece in _pieces(encoded):
+            for piece in pieces(encoded, _UNANSWERED):
                 self._owed += len(piece)
                 self._write(b"".join(piece))
                 self._await(self._owed - _UNANSWERED)
@@ -207,7 +202,7 @@ class Connection:
     def post(self, commands: Sequence[Sequence[Argument]]) -> None:
         """Write commands whose replies `read_message` will return, among others. Raises ConnectFailed."""
         try:
-            self._write(b"".join(map(_packed, commands)))
+            self._write(b"".join(map(packed, commands)))
         except BaseException:
             self.close()
             raise
@@ -338,35 +333,6 @@ def _undelivered(opened: socket.socket) -> bool:
     return pending is not None and pending() > 0
 
 
-def _packed(command: Sequence[Argument]) -> bytes:
-    """A command in Redis's protocol."""
-    try:
-        return _pack(tuple(command))
-    except UnicodeEncodeError:  # names that are no UTF-8
-        return _pack(tuple(map(_encoded, command)))
-
-
-def _encoded(argument: Argument) -> bytes | int | float:
-    if not isinstance(argument, str):
-        return argument
-    try:
-        return argument.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise BadInput(f"{argument!r} holds half a character and can't be stored: correct it.") from None
-
-
-def _pieces(packed: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Group commands into writes of about `_WRITE_BYTES`; a longer command is a group of its own."""
-    first, size = 0, 0
-    for index, data in enumerate(packed):
-        if size and (size + len(data) > _WRITE_BYTES or index - first >= _UNANSWERED):
-            yield packed[first:index]
-            first, size = index, 0
-        size += len(data)
-    if first < len(packed):
-        yield packed[first:]
-
-
 def _master(address: Address, name: str) -> Address:
     """The master's address, from the first sentinel that knows it; raises ConnectFailed if none does."""
     failures = []
@@ -383,18 +349,3 @@ def _master(address: Address, name: str) -> Address:
             return replace(address, scheme="redis", hosts=((host, int(port)),), service="")
         failures.append(f"the sentinel at {asked.display()} knows no service {address.service!r}.")
     raise ConnectFailed(f"no sentinel of {address.display()} names a master: {failures[-1]}")
-
-
-def check_server(connection: Connection) -> list[str]:
-    """Look whether PPSS can work on this server, in one round trip; return warnings, one line each.
-
-    Sets `connection.server`. Raises BadInput for Redis before 6.2 and for Redis Cluster, ServiceFailed for a
-    read-only replica.
-    """
-    info, setting = connection.execute_many([("INFO",), ("CONFIG", "GET", "save")])
-    if isinstance(info, PpssError):
-        raise info
-    # ACLs and hosting services often forbid CONFIG.
-    save = setting[1] if isinstance(setting, list) and len(setting) == 2 else None
-    connection.server = ServerInfo.parse(cast("bytes", info), cast("bytes | None", save))
-    return connection.server.warnings(connection.address.display())

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ppss_queue.address import Address
-from ppss_queue.connection import Connection, check_server
+from ppss_queue.connection import Connection
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError
 from ppss_queue.filling import Durable, fill, nothing_durable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Halt, RetryRule, RunSpec
 from ppss_queue.replies import read_members
 from ppss_queue.run import Run
+from ppss_queue.server_info import check_server
 from ppss_queue.sources import Sources, texts
 from ppss_queue.store import Counts, Store
 

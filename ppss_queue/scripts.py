@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from ppss_queue.connection import Argument, Connection, Reply
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import PpssError
 from ppss_queue.failures import NoScript
 from ppss_queue.keys import Keys
+from ppss_queue.resp import Argument
 
 
 @cache

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
-from ppss_queue.errors import BadInput, ServiceFailed
+from ppss_queue.errors import BadInput, PpssError, ServiceFailed
+
+if TYPE_CHECKING:
+    from ppss_queue.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +68,18 @@ class ServerInfo:
                 f"{server} keeps nothing on disk, so all items are lost when it ends: set appendonly yes."
             )
         return warnings
+
+
+def check_server(connection: Connection) -> list[str]:
+    """Look whether PPSS can work on this server, in one round trip; return warnings, one line each.
+
+    Sets `connection.server`. Raises BadInput for Redis before 6.2 and for Redis Cluster, ServiceFailed for a
+    read-only replica.
+    """
+    info, setting = connection.execute_many([("INFO",), ("CONFIG", "GET", "save")])
+    if isinstance(info, PpssError):
+        raise info
+    # ACLs and hosting services often forbid CONFIG.
+    save = setting[1] if isinstance(setting, list) and len(setting) == 2 else None
+    connection.server = ServerInfo.parse(cast("bytes", info), cast("bytes | None", save))
+    return connection.server.warnings(connection.address.display())

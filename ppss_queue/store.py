@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ppss_queue import scripts
-from ppss_queue.connection import Argument, Connection, Reply
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ForeignData, NewerVersion, PpssError, UnknownRun
 from ppss_queue.keys import SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, RunSpec, RunState, job_id
 from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.resp import Argument
 from ppss_queue.rq_form import RQ_DATA
 from ppss_queue.scripts import Call
 

@@ -13,7 +13,7 @@ LAYERS = [
     ["errors"],
     ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
     ["shell_words", "replaced_text", "program_text", "evaluated_text", "shell_lexer"],
-    ["address", "failures", "dial", "lists", "walk", "server_binary"],
+    ["address", "failures", "dial", "resp", "lists", "walk", "server_binary"],
     ["command", "server", "sources", "connection", "server_info"],
     ["durability", "scripts", "changes", "replies", "rq_form"],
     ["calls", "store"],
@@ -26,7 +26,7 @@ LAYERS = [
 """Lowest first. A package counts as one; modules of one layer may import each other."""
 
 ONLY = {
-    "hiredis": {"connection"},
+    "hiredis": {"connection", "resp"},
     "redis": set[str](),
     "rq": {"broker"},
     "rq_dashboard": {"broker"},

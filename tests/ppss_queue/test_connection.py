@@ -24,7 +24,7 @@ from ppss_queue import connection as subject
 from ppss_queue import dial
 from ppss_queue.address import Address
 from ppss_queue.changes import ChangeListener
-from ppss_queue.connection import Argument, Connection, Reply, check_server
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import (
     BadInput,
     ConnectFailed,
@@ -35,7 +35,8 @@ from ppss_queue.errors import (
     ServiceFailed,
 )
 from ppss_queue.failures import NoScript, connection_failure
-from ppss_queue.server_info import ServerInfo
+from ppss_queue.resp import Argument
+from ppss_queue.server_info import ServerInfo, check_server
 
 
 @dataclass

@@ -16,9 +16,10 @@ from contextlib import suppress
 from ppss_queue import scripts
 from ppss_queue.calls import Calls, Renewed, read_renewed
 from ppss_queue.changes import ChangeListener
-from ppss_queue.connection import Argument, Connection
+from ppss_queue.connection import Connection
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
+from ppss_queue.resp import Argument
 
 HEARTBEAT_SECONDS = 10.0
 """How often a worker shows that it is alive; a third of the time after which all views forget it."""

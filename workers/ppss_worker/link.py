@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ppss_queue.connection import Argument, Connection, Reply
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import ConnectFailed, PpssError, Unavailable
 from ppss_queue.failures import NoScript
+from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 
 

@@ -22,11 +22,12 @@ from types import FrameType
 
 from ppss_queue import __version__
 from ppss_queue.calls import Calls, Claimed, member
-from ppss_queue.connection import Argument, Connection, Reply
+from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ExitCode, PpssError, Unavailable, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.replies import read_members
+from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
