@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ppss_queue.connection import Reply
-from ppss_queue.keys import SCHEMA_VERSION, Keys
+from ppss_queue.keys import HUNDRED_YEARS_SECONDS, SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
 from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
 from ppss_queue.resp import Argument
 from ppss_queue.rq_form import kept_output
-from ppss_queue.scripts import Call
+from ppss_queue.scripts import Call, Plain
 
 WORKER_SILENCE_SECONDS = 30
 """A worker that was silent this long is forgotten by RQ's views."""
@@ -42,11 +42,6 @@ class Renewed:
     """Members that are no longer ours."""
 
 
-def member(lease: Lease) -> str:
-    """How a lease is named in Redis."""
-    return f"{lease.job}:{lease.token}"
-
-
 class Calls:
     """Builds the calls of one worker."""
 
@@ -71,18 +66,26 @@ class Calls:
         fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
         return Call(self._keys, "claim", (*fixed, *runs, *(f"-{run}" for run in without)))
 
+    def begin(self, lease: Lease) -> Plain:
+        """To be sent just before an item begins to run: from here its attempt counts, should the worker die.
+
+        No script, since each item has one. It changes nothing if the lease is lost, nor if it is repeated.
+        """
+        score = f"{lease.deadline + 2 * HUNDRED_YEARS_SECONDS:.6f}"
+        return Plain(("ZADD", self._keys.registry("wip", lease.run), "XX", "GT", score, lease.member))
+
     def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
-        """(lease, slot) of attempts that are about to begin."""
+        """(lease, slot) of attempts that have begun, to be shown as running."""
         flat: list[Argument] = [run, self._worker]
         for lease, slot in starts:
-            flat += (member(lease), slot)
+            flat += (lease.member, slot)
         return Call(self._keys, "start", tuple(flat))
 
     def ack(self, run: str, ended: Iterable[tuple[Lease, Outcome, bytes]]) -> Call:
         """(lease, outcome, kept output in RQ's form or nothing)."""
         flat: list[Argument] = [run, self._worker]
         for lease, outcome, kept in ended:
-            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", kept)
+            flat += (lease.member, outcome.to_json(), f"{outcome.seconds:.6f}", kept)
         return Call(self._keys, "ack", tuple(flat))
 
     def fail(self, run: str, ended: Iterable[tuple[Lease, Outcome, float | None, bytes]]) -> Call:
@@ -92,21 +95,21 @@ class Calls:
             wait = "" if delay is None else f"{delay:.6f}"
             # RQ's dashboard shows failures, and offers to requeue them, only if they have a text.
             told = kept or kept_output(outcome.failure.encode("utf-8", "surrogateescape"))
-            flat += (member(lease), outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
+            flat += (lease.member, outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
         return Call(self._keys, "fail", tuple(flat))
 
     def release(self, run: str, leases: Iterable[Lease]) -> Call:
-        return Call(self._keys, "release", (run, self._worker, *map(member, leases)))
+        return Call(self._keys, "release", (run, self._worker, *(lease.member for lease in leases)))
 
     def renew(self, run: str, members: Iterable[str]) -> Call:
         return Call(self._keys, "renew", (run, *members))
 
     def reserve(self, lease: Lease, names: Sequence[str]) -> Call:
-        return Call(self._keys, "reserve", (lease.run, member(lease), *names))
+        return Call(self._keys, "reserve", (lease.run, lease.member, *names))
 
     def tell(self, lease: Lease, stdout: bytes, stderr: bytes) -> Call:
         """What an item printed; to be sent before its outcome."""
-        return Call(self._keys, "tell", (lease.run, member(lease), lease.item.name, stdout, stderr))
+        return Call(self._keys, "tell", (lease.run, lease.member, lease.item.name, stdout, stderr))
 
     def heartbeat(self, facts: Mapping[str, Argument]) -> Call:
         flat = [part for pair in facts.items() for part in pair]
@@ -125,10 +128,11 @@ def read_claim(reply: Reply) -> Claimed:
         values = [text(value) for value in as_list(batch)]
         run, token = values[0], values[1]
         visibility[run] = float(values[2])
-        for at in range(3, len(values), 6):
+        deadline = float(values[3])
+        for at in range(4, len(values), 6):
             job, description, exact, root, attempts, failures = values[at : at + 6]
             item = Item(seq_of_job(job), exact or description, int(root or 0))
-            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
+            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0), deadline))
     wake, open_runs = text(parts[0]), integer(parts[1])
     return Claimed(
         leases=tuple(leases),

@@ -20,7 +20,8 @@ Ours, under `ppss:` (P), with who may see what:
 | P told:<run>       | stream | what items printed on other workers, until `ppss run` has printed it        |
 
 RQ's, under `rq:` (R), written so that RQ's own tools show the same items: see broker.py.
-A lease *is* the member `<job>:<token>` of `R wip:<run>`; its score is the deadline plus 100 years, which
+A lease *is* the member `<job>:<token>` of `R wip:<run>`; its score is the deadline plus 100 years (200 once the item
+has begun), which
 RQ's clean-up never reaches.
 """
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cached_property
 
 from ppss_queue.errors import BadInput, NewerVersion
 
@@ -200,7 +201,7 @@ class RunSpec:
         return bool(self.roots[item.root])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Lease:
     """The time-limited right to run an item, proven by its token."""
 
@@ -211,10 +212,17 @@ class Lease:
     """Attempts started before this one."""
     failures: int
     """Failed attempts that count against the retries."""
+    deadline: float = 0.0
+    """When it was to expire, by the clock of Redis, had nobody renewed it."""
 
-    @property
+    @cached_property
     def job(self) -> str:
         return job_id(self.run, self.item.seq)
+
+    @cached_property
+    def member(self) -> str:
+        """How the lease is named in Redis."""
+        return f"{self.job}:{self.token}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +242,9 @@ class Outcome:
 
     def to_json(self) -> str:
         """Compact ASCII; absent values are left out."""
-        values = asdict(self)
-        kept = {name: value for name, value in values.items() if value not in (None, "")}
+        kept = {name: value for name in _OUTCOME_FIELDS if (value := getattr(self, name)) not in (None, "")}
         kept["seconds"] = round(self.seconds, 3)
-        return json.dumps(kept, separators=(",", ":"))
+        return _COMPACT.encode(kept)
 
     @classmethod
     def from_json(cls, text: str | bytes | None) -> Outcome:
@@ -251,6 +258,10 @@ class Outcome:
         if self.signal:
             return f"killed by signal {self.signal}"
         return f"exit {self.exit_code}" if self.exit_code else ""
+
+
+_OUTCOME_FIELDS = tuple(field.name for field in fields(Outcome))
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)

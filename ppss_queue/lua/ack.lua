@@ -9,14 +9,16 @@ for index = 3, #ARGV, 4 do
   local job, token = split_member(member)
   if end_lease(run, member) then
     redis.call('ZADD', registry('finished', run), NOW + CENTURY, job)
-    redis.call('HSET', job_key(job), 'status', 'finished', 'outcome', ARGV[index + 1], 'ended_at', now)
+    local took = tonumber(ARGV[index + 2])
+    redis.call('HSET', job_key(job), 'status', 'finished', 'outcome', ARGV[index + 1], 'ended_at', now,
+      'token', token, 'worker_name', worker, 'started_at', iso(NOW - took))
     drop_output(run, job) -- of a failure before it was requeued from a dashboard
     local kept = ARGV[index + 3]
     if kept ~= '' and redis.call('HINCRBY', run_key(run), 'kept_bytes', #kept) <= OUTPUT_BUDGET then
       redis.call('HSET', job_key(job), 'output', kept)
     end
     event(run, job, 'succeeded', redis.call('HGET', job_key(job), 'attempts') or 0)
-    seconds, done = seconds + tonumber(ARGV[index + 2]), done + 1
+    seconds, done = seconds + took, done + 1
   else
     local last = redis.call('HMGET', job_key(job), 'token', 'status')
     if last[1] ~= token or last[2] ~= 'finished' then lost[#lost + 1] = member end

@@ -1,7 +1,7 @@
 -- Leases up to `want` items of the open runs to a worker; expired leases and due retries come first.
 -- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
 --          a run newer than this worker or '', batch...}
--- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
+-- where a batch is {run, token, visibility, deadline, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
 --       runs without one or 0, allowed run or -excluded run... (no allowed one: all)
 local refused = check_schema(ARGV[1])
@@ -22,22 +22,31 @@ local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
 
 -- Leases of workers that died. A stock `rq worker` that took items writes the deadline itself as the score.
 local function expired_members(wip, limit)
-  local members = redis.call('ZRANGEBYSCORE', wip, CENTURY, NOW + CENTURY, 'LIMIT', 0, limit)
-  if #members > 0 then return members end
-  return redis.call('ZRANGEBYSCORE', wip, '-inf', NOW, 'LIMIT', 0, limit)
+  local members = {}
+  for _, offset in ipairs({ BEGUN, CENTURY, 0 }) do
+    local from = offset == 0 and '-inf' or offset
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', wip, from, NOW + offset, 'LIMIT', 0, limit - #members)) do
+      members[#members + 1] = member
+    end
+  end
+  return members
 end
 
 -- Whether the claimer itself runs this: it was frozen or cut off, but whoever claims is alive.
-local function runs_here(member) return redis.call('HGET', R .. 'execution:' .. member, 'worker_name') == worker end
+local function runs_here(run, member)
+  if string.sub(member, -#ARGV[3] - 1) ~= '-' .. ARGV[3] then return false end
+  return tonumber(redis.call('ZSCORE', registry('wip', run), member)) >= BEGUN
+end
 
 -- Ends the lease of a dead worker; whether the item can be tried again: lost too often, it has failed.
 local function take_back(run, member, max_lost)
   local job = split_member(member)
-  redis.call('ZREM', registry('wip', run), member)
-  if not is_ours(run, job) then return false end
-  local started = drop_execution(member)
-  if not is_alive(job) then return false end
-  if not started then return true end
+  if not is_ours(run, job) then
+    redis.call('ZREM', registry('wip', run), member)
+    return false
+  end
+  local alive, begun = end_lease(run, member)
+  if not alive or not begun then return alive end
   redis.call('HINCRBY', run_key(run), 'lost', 1)
   local lost = redis.call('HINCRBY', job_key(job), 'lost', 1)
   if lost <= max_lost then return true end
@@ -50,8 +59,8 @@ end
 local function reap(run, limit, max_lost, visibility)
   local jobs = {}
   for _, member in ipairs(expired_members(registry('wip', run), limit)) do
-    if runs_here(member) then
-      redis.call('ZADD', registry('wip', run), NOW + CENTURY + visibility, member)
+    if runs_here(run, member) then
+      redis.call('ZADD', registry('wip', run), NOW + BEGUN + visibility, member)
     elseif take_back(run, member, max_lost) then
       jobs[#jobs + 1] = split_member(member)
     end
@@ -99,7 +108,8 @@ end
 
 local function lease(run, jobs, visibility)
   local token = string.format('%d-%s', redis.call('INCR', P .. 'tokens'), ARGV[3])
-  local batch, leases = { run, token, visibility }, {}
+  local deadline = string.format('%.6f', NOW + tonumber(visibility))
+  local batch, leases = { run, token, visibility, deadline }, {}
   for _, job in ipairs(jobs) do
     local values = redis.call('HMGET', job_key(job), 'description', 'item', 'root', 'attempts', 'failures')
     if values[1] then
@@ -143,7 +153,7 @@ for index = 1, #passes, 2 do
         end
       end
       settle(run)
-      for name, offset in pairs({ wip = CENTURY, scheduled = 0 }) do
+      for offset, name in pairs({ [BEGUN] = 'wip', [CENTURY] = 'wip', [0] = 'scheduled' }) do
         local first = redis.call('ZRANGEBYSCORE', registry(name, run), offset, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
         local due = first and tonumber(first) - offset
         if due and (not wake or due < wake) then wake = due end

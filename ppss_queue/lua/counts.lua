@@ -7,15 +7,10 @@ notice(run)
 local fields = redis.call('HGETALL', run_key(run))
 if #fields == 0 then return 'unknown' end
 local wip = registry('wip', run)
-local running, workers = 0, {}
+local running, workers = redis.call('ZCOUNT', wip, NOW + BEGUN, '+inf'), {}
+local expired = redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY) + redis.call('ZCOUNT', wip, BEGUN, NOW + BEGUN)
 for _, key in ipairs(redis.call('SMEMBERS', R .. 'workers:' .. run)) do
-  if redis.call('EXISTS', key) == 1 then
-    workers[#workers + 1] = key
-    for _, member in ipairs(redis.call('SMEMBERS', key .. ':executions')) do
-      local score = redis.call('ZSCORE', wip, member)
-      if score and tonumber(score) > NOW + CENTURY then running = running + 1 end
-    end
-  end
+  if redis.call('EXISTS', key) == 1 then workers[#workers + 1] = key end
 end
 -- The last 512 ends, or all since the first of these items was handed out: what came before was idle time.
 local since, recent = tonumber(redis.call('HGET', run_key(run), 'since')), {}
@@ -30,4 +25,4 @@ end
 return { fields, redis.call('LLEN', queue_key(run)), redis.call('ZCARD', wip),
   redis.call('ZCARD', registry('scheduled', run)), redis.call('ZCARD', registry('finished', run)),
   redis.call('ZCARD', registry('failed', run)), running,
-  redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY), count, tostring(seconds), workers }
+  expired, count, tostring(seconds), workers }

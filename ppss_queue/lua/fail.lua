@@ -11,6 +11,7 @@ for index = 3, #ARGV, 5 do
   local member, delay = ARGV[index], ARGV[index + 3]
   local job, token = split_member(member)
   if end_lease(run, member) then
+    redis.call('HSET', job_key(job), 'token', token, 'worker_name', worker)
     local failures = redis.call('HINCRBY', job_key(job), 'failures', 1)
     seconds = seconds + tonumber(ARGV[index + 2])
     if delay ~= '' and failures <= retries then

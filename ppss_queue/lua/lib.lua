@@ -1,14 +1,31 @@
--- Put before every script. KEYS[1] is the prefix of our keys, KEYS[2] that of RQ's (keys.py lists them).
+-- What scripts share. Each gets the definitions that it uses, and those that these use, put before it (scripts.py):
+-- so a definition stands in a paragraph of its own, below those that it uses.
+
+-- KEYS[1] is the prefix of our keys, KEYS[2] that of RQ's (keys.py lists them).
 local P, R = KEYS[1], KEYS[2]
-local CENTURY = 3155760000 -- added to scores that RQ's own clean-up must never reach
-local OUTPUT_BUDGET = 64 * 1024 * 1024 -- bytes of failures' output kept per run
-local time = redis.call('TIME')
-local NOW = tonumber(time[1]) + tonumber(time[2]) / 1e6
+
+-- Added to scores that RQ's own clean-up must never reach.
+local CENTURY = 3155760000
+
+-- Added to the deadline of a lease whose item has begun to run; to that of other leases, one CENTURY. The worker
+-- moves it itself, with a plain ZADD XX GT just before it starts the command (calls.py): a script per item is dear.
+local BEGUN = 2 * CENTURY
+
+-- Bytes of failures' output kept per run.
+local OUTPUT_BUDGET = 64 * 1024 * 1024
+
+local server_time = redis.call('TIME')
+
+local NOW = tonumber(server_time[1]) + tonumber(server_time[2]) / 1e6
 
 local function run_key(run) return P .. 'run:' .. run end
+
 local function queue_key(run) return R .. 'queue:' .. run end
+
 local function registry(name, run) return R .. name .. ':' .. run end
+
 local function job_key(job) return R .. 'job:' .. job end
+
 -- Anyone may put a job on a run's queue or schedule with RQ's own tools; such a job is dropped where it is met.
 local function is_ours(run, job) return job ~= nil and string.match(job, '^' .. run .. '%-%d+$') ~= nil end
 
@@ -71,11 +88,16 @@ local function is_alive(job)
   return status == 'queued' or status == 'started'
 end
 
--- Ends a lease; whether `member` (<job>:<token>) was one, of an item that is still alive.
+-- Ends a lease; whether `member` (<job>:<token>) was one, of an item that is still alive, and whether it had begun.
 local function end_lease(run, member)
-  local held = redis.call('ZREM', registry('wip', run), member) == 1
-  drop_execution(member)
-  return held and is_alive((split_member(member)))
+  local score = redis.call('ZSCORE', registry('wip', run), member)
+  if score then redis.call('ZREM', registry('wip', run), member) end
+  local shown = drop_execution(member)
+  local job = split_member(member)
+  if not score or not is_alive(job) then return false, false end
+  local begun = tonumber(score) >= BEGUN
+  if begun and not shown then redis.call('HINCRBY', job_key(job), 'attempts', 1) end -- it ended before `start`
+  return true, begun
 end
 
 local function lowest_pass()

@@ -10,7 +10,8 @@ for index = 2, #ARGV do
   if not is_held(run, member) then
     reply[#reply + 1] = member
   else
-    redis.call('ZADD', registry('wip', run), 'XX', NOW + CENTURY + tonumber(values[3]), member)
+    local begun = tonumber(redis.call('ZSCORE', registry('wip', run), member)) >= BEGUN
+    redis.call('ZADD', registry('wip', run), NOW + (begun and BEGUN or CENTURY) + tonumber(values[3]), member)
   end
 end
 return reply

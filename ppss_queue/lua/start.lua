@@ -1,4 +1,5 @@
--- Records that leased items begin to run: from here the attempt counts.
+-- Shows that leased items run: their attempt counts from `begin` on (a plain ZADD, see lib.lua), and is counted here
+-- or at its end. Sent for items that run for more than a moment.
 -- Returns the members that are no longer leased by this token.
 -- A repeated start of the same lease counts once.
 -- ARGV: run, worker, then for each item: member (<job>:<token>), slot
@@ -11,6 +12,8 @@ for index = 3, #ARGV, 2 do
   if not is_held(run, member) then
     lost[#lost + 1] = member
   elseif redis.call('EXISTS', R .. 'execution:' .. member) == 0 then
+    local score = tonumber(redis.call('ZSCORE', registry('wip', run), member))
+    if score < BEGUN then redis.call('ZADD', registry('wip', run), score + BEGUN - CENTURY, member) end
     redis.call('HINCRBY', job_key(job), 'attempts', 1)
     redis.call('HSET', job_key(job), 'status', 'started', 'worker_name', worker, 'started_at', now, 'token', token)
     redis.call('ZADD', R .. 'executions:' .. job, NOW + CENTURY, token)

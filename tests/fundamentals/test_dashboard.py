@@ -32,7 +32,6 @@ from rq_view import (
 )
 
 from ppss_queue import scripts
-from ppss_queue.calls import member
 from ppss_queue.model import RunState
 from ppss_queue.queue import Queue, connect
 from ppss_queue.rq_form import shown
@@ -149,7 +148,7 @@ STATE_OF_LIST = {
 
 def _after_renewal(frozen: Frozen) -> dict[str, int]:
     """The states once the worker has renewed its leases: so it learns which items were deleted."""
-    renew = frozen.calls.renew(frozen.run.id, map(member, frozen.leases.values()))
+    renew = frozen.calls.renew(frozen.run.id, (lease.member for lease in frozen.leases.values()))
     scripts.run(frozen.run._store.connection, renew)
     return states(frozen.run.status())
 

@@ -36,7 +36,7 @@ from rq.suspension import suspend as rq_suspend
 
 from ppss_queue import scripts
 from ppss_queue.address import Address
-from ppss_queue.calls import Calls, member, read_claim, read_renewed
+from ppss_queue.calls import Calls, read_claim, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
@@ -81,13 +81,16 @@ class Attempt:
 
     lease: Lease
     worker: str
+    begun: bool = False
+    """Should its worker die, it counts."""
     started: bool = False
+    """Shown as running."""
     expired: int | None = None
     """When its time was over, as a count of such moments."""
 
     @property
     def member(self) -> str:
-        return member(self.lease)
+        return self.lease.member
 
 
 @dataclass
@@ -157,7 +160,11 @@ class Model:
     def end_lease(self, attempt: Attempt) -> bool:
         """Whether it still was one."""
         self.orphans.discard(attempt.member)
-        return self.leased.pop(attempt.member, None) is not None and self.items[attempt.lease.job].wanted
+        item = self.items[attempt.lease.job]
+        if self.leased.pop(attempt.member, None) is None or not item.wanted:
+            return False
+        item.attempts += attempt.begun and not attempt.started
+        return True
 
     def repeated(self, attempt: Attempt, *statuses: str) -> bool:
         """Whether it was this attempt that brought the item where it is."""
@@ -168,6 +175,7 @@ class Model:
         """Returns whether the item has failed for good."""
         item = self.items[attempt.lease.job]
         item.failures += 1
+        item.token = attempt.lease.token
         if again and item.failures <= self.spec.retry.retries:
             item.status = "scheduled"
             self.delayed[attempt.lease.job] = due
@@ -189,7 +197,7 @@ class Model:
         expired = sorted((a.expired, a.member, a) for a in self.leased.values() if a.expired is not None)
         jobs = []
         for _, _, attempt in expired[:want]:
-            if attempt.started and attempt.worker == worker:
+            if attempt.begun and attempt.worker == worker:
                 attempt.expired = None  # it was away, but it is back
             elif self._lost_but_not_failed(attempt):
                 jobs.append(attempt.lease.job)
@@ -214,8 +222,8 @@ class Model:
         job = attempt.lease.job
         if not self.end_lease(attempt):
             return False
-        self.items[job].lost += attempt.started
-        if attempt.started and self.items[job].lost > self.spec.max_lost:
+        self.items[job].lost += attempt.begun
+        if attempt.begun and self.items[job].lost > self.spec.max_lost:
             self.ends(job, "failed")
             self.halt_if_failed_too_much()
             return False
@@ -481,7 +489,7 @@ class LeaseMachine(RuleBasedStateMachine):
         return attempts
 
     @precondition(any_held)
-    @rule(picks=PICKS, what=st.sampled_from(["start", "renew", "reserve", "release"]))
+    @rule(picks=PICKS, what=st.sampled_from(["begin", "start", "renew", "reserve", "release"]))
     def attempts_go_on(self, picks: list[int], what: str) -> None:
         self._attempts(self.some_attempts(picks), what, picks[0], again=False)
 
@@ -491,14 +499,19 @@ class LeaseMachine(RuleBasedStateMachine):
         self._attempts(self.some_attempts(picks), what, picks[0], again)
 
     @precondition(lambda self: self.attempts)
-    @rule(picks=PICKS, what=st.sampled_from(["start", "renew", "reserve", "release", "ack", "fail", "retry"]))
+    @rule(
+        picks=PICKS,
+        what=st.sampled_from(["begin", "start", "renew", "reserve", "release", "ack", "fail", "retry"]),
+    )
     def attempts_come_late(self, picks: list[int], what: str) -> None:
         """Calls of a worker that was away, with tokens that may or may not count any more."""
         self._attempts(self.some_attempts(picks, late=True), what, picks[0], again=False)
 
     def _attempts(self, attempts: list[Attempt], what: str, pick: int, again: bool) -> None:
         for _ in range(1 + again):
-            if what == "start":
+            if what == "begin":
+                self._begin(attempts)
+            elif what == "start":
                 self._start(attempts)
             elif what == "renew":
                 self._renew(attempts)
@@ -511,6 +524,18 @@ class LeaseMachine(RuleBasedStateMachine):
             else:
                 self._fail(attempts, {"fail": None, "retry": 0.0, "retry later": 1000.0}[what])
 
+    def _begin(self, attempts: list[Attempt]) -> None:
+        """By a plain command: of a lease that is there, whatever became of its item."""
+        commands = [self.calls[attempt.worker].begin(attempt.lease).command for attempt in attempts]
+        assert all(isinstance(reply, int) for reply in self.connection.execute_many(commands))
+        model = self.runs.get(attempts[0].lease.run)
+        for attempt in attempts:
+            if model and attempt.member in model.leased:
+                attempt.begun, attempt.expired = (
+                    True,
+                    None,
+                )  # `time_passes` did not change what the worker knows
+
     def _start(self, attempts: list[Attempt]) -> None:
         run, worker, lost = attempts[0].lease.run, attempts[0].worker, []
         model = self.runs.get(run)
@@ -519,7 +544,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 item = model.items[attempt.lease.job]
                 item.status, item.token = "started", attempt.lease.token
                 item.attempts += not attempt.started
-                attempt.started = True
+                attempt.begun = attempt.started = True
                 continue
             lost.append(attempt.member)
             if model:
@@ -544,11 +569,11 @@ class LeaseMachine(RuleBasedStateMachine):
         assert list(renewed.lost) == lost
 
     def _ack(self, attempts: list[Attempt]) -> None:
-        self._start(attempts)  # as a worker does, so that a token is known when its ack comes again
         run, worker, lost = attempts[0].lease.run, attempts[0].worker, []
         model = self.runs.get(run)
         for attempt in attempts:
             if model and model.end_lease(attempt):
+                model.items[attempt.lease.job].token = attempt.lease.token
                 model.ends(attempt.lease.job, "finished")
             elif not (model and model.repeated(attempt, "finished")):
                 lost.append(attempt.member)
@@ -558,7 +583,6 @@ class LeaseMachine(RuleBasedStateMachine):
         assert list(read_members(self.call(self.calls[worker].ack(run, ended)))) == lost
 
     def _fail(self, attempts: list[Attempt], delay: float | None) -> None:
-        self._start(attempts)
         run, worker, lost, failed = attempts[0].lease.run, attempts[0].worker, [], 0
         model = self.runs.get(run)
         self.moments += 1
@@ -615,7 +639,8 @@ class LeaseMachine(RuleBasedStateMachine):
                 model.delayed[job] = (0, self.moments)
         if self.any_held():
             for attempt in self.some_attempts(picks):
-                deadline = {attempt.member: self.past() + HUNDRED_YEARS_SECONDS}
+                centuries = 1 + attempt.begun
+                deadline = {attempt.member: self.past() + centuries * HUNDRED_YEARS_SECONDS}
                 assert self.redis.zadd(KEYS.registry("wip", attempt.lease.run), deadline, xx=True, ch=True)
                 attempt.expired = self.moments
 
@@ -739,7 +764,7 @@ class LeaseMachine(RuleBasedStateMachine):
         )
         assert sum(states) == counts.total == len(model.items)
         assert min(states) >= 0
-        running = [a for a in model.leased.values() if a.started and a.expired is None]
+        running = [a for a in model.leased.values() if a.begun and a.expired is None]
         assert counts.running == len(running)
         assert counts.expired == sum(attempt.expired is not None for attempt in model.leased.values())
         assert counts.lost >= sum(item.lost for item in model.items.values() if item.wanted)

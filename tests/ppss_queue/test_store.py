@@ -19,7 +19,7 @@ from rq.registry import FailedJobRegistry
 
 from ppss_queue import scripts
 from ppss_queue.address import Address
-from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, member, read_claim, read_renewed
+from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
@@ -55,9 +55,12 @@ class Worker:
     def start(self, *leases: Lease) -> tuple[str, ...]:
         return read_members(self.call(self.calls.start(leases[0].run, [(lease, 1) for lease in leases])))
 
+    def begin(self, *leases: Lease) -> None:
+        self.connection.execute_many([self.calls.begin(lease).command for lease in leases])
+
     def renew(self, *leases: Lease) -> tuple[str, ...]:
         run = leases[0].run
-        return read_renewed(run, self.call(self.calls.renew(run, map(member, leases)))).lost
+        return read_renewed(run, self.call(self.calls.renew(run, (lease.member for lease in leases)))).lost
 
     def ack(self, *leases: Lease, output: bytes = b"") -> tuple[str, ...]:
         ended = [(lease, DONE, output) for lease in leases]
@@ -117,8 +120,10 @@ class Bench:
     def expire(self, *leases: Lease) -> None:
         """The time of these leases is over."""
         for lease in leases:
-            deadline = {member(lease): self.now() + HUNDRED_YEARS_SECONDS}
-            assert self.redis.zadd(KEYS.registry("wip", lease.run), deadline, xx=True, ch=True)
+            wip = KEYS.registry("wip", lease.run)
+            centuries = self.redis.zscore(wip, lease.member) // HUNDRED_YEARS_SECONDS  # two: it has begun
+            deadline = {lease.member: self.now() + centuries * HUNDRED_YEARS_SECONDS}
+            assert self.redis.zadd(wip, deadline, xx=True, ch=True)
 
     def come_due(self, run: str) -> None:
         for job in self.redis.zrange(KEYS.registry("scheduled", run), 0, -1):
@@ -382,12 +387,55 @@ def test_a_token_is_worth_nothing_once_another_claim_took_the_item(bench: Bench)
     bench.expire(lost)
     (held,) = new.claim()
     assert (held.attempts, held.item) == (1, lost.item)
-    assert old.start(lost) == old.renew(lost) == old.ack(lost) == old.fail(lost) == (member(lost),)
+    assert old.start(lost) == old.renew(lost) == old.ack(lost) == old.fail(lost) == (lost.member,)
     assert old.release(lost) == 0
     assert old.reserve(lost, "out") == b"lost"
     assert new.start(held) == new.ack(held) == ()
-    assert old.ack(lost) == old.fail(lost) == (member(lost),)
+    assert old.ack(lost) == old.fail(lost) == (lost.member,)
     assert bench.states("r") == {"succeeded": 1}
+
+
+def test_an_item_that_has_begun_counts_though_nobody_was_shown_it(bench: Bench) -> None:
+    """Its command may have killed its worker at once: were it not counted, it would go round for ever."""
+    bench.run("r", 2, RunSpec(command="true", max_lost=1))
+    for attempts in range(2):
+        worker = bench.worker(f"w{attempts}")
+        begun, waiting = worker.claim(2)
+        assert (begun.attempts, waiting.attempts) == (attempts, 0)
+        for _ in range(2):  # once more after a lost connection
+            worker.begin(begun)
+        assert bench.counts("r").running == 1
+        bench.expire(begun, waiting)
+        assert bench.counts("r").expired == 2
+    (waiting,) = bench.worker("last").claim(2)
+    assert waiting.item.seq == 2
+    assert bench.states("r") == {"leased": 1, "failed": 1}
+    assert bench.counts("r").lost == 2
+
+
+def test_what_is_over_at_once_has_its_attempt_and_its_place_in_rqs_lists(bench: Bench) -> None:
+    bench.run("r", 3, RunSpec(command="true", retry=RetryRule(1)))
+    worker = bench.worker()
+    acked, failed, released = leases = worker.claim(3)
+    worker.begin(*leases)
+    assert worker.ack(acked) == worker.fail(failed, delay=1000.0) == ()
+    assert worker.release(released) == 1
+    assert worker.ack(acked) == worker.fail(failed, delay=1000.0) == (), "repeated"
+    jobs = [bench.redis.hgetall(KEYS.job(job_id("r", seq))) for seq in (1, 2, 3)]
+    assert [job[b"attempts"] for job in jobs] == [b"1"] * 3
+    assert jobs[0][b"worker_name"] == b"w" and jobs[0][b"started_at"] < jobs[0][b"ended_at"]
+    assert bench.states("r") == {"ready": 1, "delayed": 1, "succeeded": 1}
+
+
+def test_begin_changes_nothing_of_a_lease_that_is_lost(bench: Bench) -> None:
+    bench.run("r", 1)
+    worker = bench.worker()
+    (lease,) = worker.claim()
+    bench.expire(lease)
+    (held,) = bench.worker("new").claim()
+    worker.begin(lease)
+    assert bench.redis.zrange(KEYS.registry("wip", "r"), 0, -1) == [held.member.encode()]
+    assert bench.counts("r").running == 0
 
 
 def test_what_the_claimer_itself_runs_is_not_lost(bench: Bench) -> None:
@@ -402,7 +450,7 @@ def test_what_the_claimer_itself_runs_is_not_lost(bench: Bench) -> None:
     counts = bench.counts("r")
     assert (counts.leased, counts.expired, counts.lost) == (3, 0, 0)
     assert worker.ack(running) == ()
-    assert worker.ack(waiting) == (member(waiting),)
+    assert worker.ack(waiting) == (waiting.member,)
 
 
 def test_a_repeated_outcome_is_no_loss_and_is_recorded_once(bench: Bench) -> None:
@@ -412,8 +460,8 @@ def test_a_repeated_outcome_is_no_loss_and_is_recorded_once(bench: Bench) -> Non
     worker.start(*leases)
     for _ in range(3):
         assert worker.ack(acked) == worker.fail(failed) == ()
-    assert worker.fail(acked) == (member(acked),)
-    assert worker.ack(failed) == (member(failed),)
+    assert worker.fail(acked) == (acked.member,)
+    assert worker.ack(failed) == (failed.member,)
     events = [fields for _, fields in bench.redis.xrange(KEYS.events("r"))]
     assert [fields[b"t"] for fields in events] == [b"succeeded", b"failed", b"done"]
     assert bench.counts("r").work_seconds == DONE.seconds + FAILED.seconds
@@ -609,8 +657,8 @@ def test_cancel_ends_thousands_of_items_in_every_state(bench: Bench) -> None:
         bench.store.retry("r")
     with pytest.raises(BadInput, match="Run r is cancelled"):
         bench.store.add("r", [b"late"])
-    assert worker.ack(started) == (member(started),)
-    assert worker.start(unstarted[0]) == (member(unstarted[0]),)
+    assert worker.ack(started) == (started.member,)
+    assert worker.start(unstarted[0]) == (unstarted[0].member,)
     assert worker.release(*unstarted) == 0
     assert bench.redis.keys("rq:execution*") == []
     bench.store.cancel("r")  # once more is no error
@@ -632,7 +680,7 @@ def test_cancelled_items_are_ended_wherever_they_are(bench: Bench) -> None:
     assert bench.store.cancel_items("r", [1, 2, 3, 4, 5, 99]) == 4
     assert bench.states("r") == {"succeeded": 1, "cancelled": 4}
     assert bench.counts("r").state is RunState.DONE
-    assert worker.renew(started, unstarted) == (member(started), member(unstarted))
+    assert worker.renew(started, unstarted) == (started.member, unstarted.member)
 
 
 def test_purge_forgets_thousands_of_items_in_every_state(bench: Bench) -> None:
@@ -671,7 +719,7 @@ def test_late_calls_of_a_worker_leave_no_trace_of_a_purged_run(bench: Bench) -> 
     worker.start(lease)
     bench.store.cancel("r")
     bench.store.purge("r")
-    lost = (member(lease),)
+    lost = (lease.member,)
     assert worker.start(lease) == worker.renew(lease) == worker.ack(lease) == worker.fail(lease) == lost
     assert worker.release(lease) == 0
     worker.call(worker.calls.retire(["r"]))
@@ -1023,10 +1071,10 @@ def test_an_item_deleted_or_cancelled_from_a_dashboard_is_lost_to_its_worker(
     if not started:
         bench.expire(sixth)
     assert worker.reserve(first, "out") == b"lost"
-    assert worker.start(first) == (member(first),)
-    assert worker.renew(second) == (member(second),)
-    assert worker.ack(third) == (member(third),)
-    assert worker.fail(fourth, delay=0.0) == (member(fourth),)
+    assert worker.start(first) == (first.member,)
+    assert worker.renew(second) == (second.member,)
+    assert worker.ack(third) == (third.member,)
+    assert worker.fail(fourth, delay=0.0) == (fourth.member,)
     assert worker.release(fifth) == 0
     assert not bench.redis.exists(*(KEYS.execution(lease.job, lease.token) for lease in leases[1:5]))
     assert seqs(worker.claim(9)) == [7]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ppss_queue.calls import Calls, member
+from ppss_queue.calls import Calls
 from ppss_queue.connection import Reply
 from ppss_queue.errors import LeaseLost, MachineFailed, PpssError
 from ppss_queue.model import Lease, Outcome, seq_of_job
@@ -149,10 +149,10 @@ class Attempts:
         running = self._running.pop(exited.pid, None)
         if running is None:
             return None
-        outcome = Outcome(exited.exit_code, exited.signal, exited.ended - running.started)
-        if running.run.function is not None and exited.exit_code == 0:
-            outcome = replace(outcome, reason="its process ended before it returned")
-        return self._over(running, outcome)
+        no_answer = running.run.function is not None and exited.exit_code == 0
+        reason = "its process ended before it returned" if no_answer else None
+        seconds = exited.ended - running.started
+        return self._over(running, seconds, exited.exit_code, exited.signal, reason)
 
     def answered(self, pid: int, answer: Mapping[str, object]) -> int | None:
         """Handles what a Python function returned; its slot is free now. None: it was none of ours."""
@@ -160,21 +160,24 @@ class Attempts:
         if running is None or running.stopped:  # its process was told to end, and that will be its end
             return None
         del self._running[pid]
-        outcome = Outcome(
-            exit_code=int(str(answer["exit_code"])),
-            seconds=time.monotonic() - running.started,
-            reason=_text(answer.get("reason")),
-            result=_text(answer.get("result")),
-        )
-        return self._over(running, outcome)
+        seconds, exit_code = time.monotonic() - running.started, int(str(answer["exit_code"]))
+        reason, result = _text(answer.get("reason")), _text(answer.get("result"))
+        return self._over(running, seconds, exit_code, None, reason, result)
 
-    def _over(self, running: Running, outcome: Outcome) -> int:
+    def _over(
+        self,
+        running: Running,
+        seconds: float,
+        exit_code: int | None,
+        signal: int | None,
+        reason: str | None,
+        result: str | None = None,
+    ) -> int:
         child = running.child
         self._launcher.finish(child)
-        self.seconds_each += (outcome.seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
-        outcome = replace(
-            outcome, node=self._node, slot=running.slot, last_line=last_line(child.stdout, child.stderr)
-        )
+        self.seconds_each += (seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
+        line = last_line(child.stdout, child.stderr)
+        outcome = Outcome(exit_code, signal, seconds, self._node, running.slot, reason, line, result)
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
         elif outcome.exit_code == 0 and not outcome.reason and running.stopped is None:
@@ -192,7 +195,7 @@ class Attempts:
         """These leases are someone else's: kill their commands, discard what they made."""
         gone = set(lost)
         for running in self._running.values():
-            if member(running.lease) in gone:
+            if running.lease.member in gone:
                 running.stopped = "lost"
                 running.child.kill()
         for name in gone & self._publishing.keys():
@@ -241,11 +244,11 @@ class Attempts:
         except PpssError as error:
             self._not_published(running, outcome, error)
             return
-        self._publishing[member(running.lease)] = running
+        self._publishing[running.lease.member] = running
         self._link.send(self._calls.reserve(running.lease, names), partial(self._reserved, running, outcome))
 
     def _reserved(self, running: Running, outcome: Outcome, reply: Reply) -> None:
-        del self._publishing[member(running.lease)]
+        del self._publishing[running.lease.member]
         if reply is None:  # Redis refused to answer
             self._release(running, outcome)
             return

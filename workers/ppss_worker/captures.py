@@ -43,7 +43,7 @@ def capture_tail(descriptor: int, limit_bytes: int) -> tuple[bytes, int]:
     if descriptor < 0:
         return b"", 0
     size = os.fstat(descriptor).st_size
-    return os.pread(descriptor, limit_bytes, max(0, size - limit_bytes)), size
+    return (os.pread(descriptor, limit_bytes, max(0, size - limit_bytes)) if size else b""), size
 
 
 def last_line(stdout: int, stderr: int) -> str:
@@ -53,7 +53,9 @@ def last_line(stdout: int, stderr: int) -> str:
     characters. Only the last 8 KiB are looked at. Empty if there is no such line.
     """
     for descriptor in (stderr, stdout):
-        tail, _ = capture_tail(descriptor, _LAST_LINE_WINDOW_BYTES)
+        tail, size = capture_tail(descriptor, _LAST_LINE_WINDOW_BYTES)
+        if not size:
+            continue
         # A progress bar's lines end in \r.
         for line in reversed(re.split(r"[\r\n]", tail.decode("utf-8", "replace"))):
             if text := _printable(line):

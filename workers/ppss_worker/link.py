@@ -12,14 +12,15 @@ from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import ConnectFailed, PpssError, Unavailable
 from ppss_queue.failures import NoScript
 from ppss_queue.resp import Argument
-from ppss_queue.scripts import Call
+from ppss_queue.scripts import Call, Plain
 
 
 @dataclass(slots=True)
 class _Sent:
-    call: Call
+    call: Call | Plain
     on_reply: Callable[[Reply], None]
     repeat: bool
+    optional: bool
     at: float = 0.0
     """time.monotonic() when it was written."""
 
@@ -47,12 +48,19 @@ class Link:
         """Whether an answer has come already: then there is nothing to wait for. Raises ConnectFailed."""
         return bool(self._unanswered) and self._connection.readable()
 
-    def send(self, call: Call, on_reply: Callable[[Reply], None], *, repeat: bool = True) -> None:
+    def send(
+        self,
+        call: Call | Plain,
+        on_reply: Callable[[Reply], None],
+        *,
+        repeat: bool = True,
+        optional: bool = False,
+    ) -> None:
         """Queues a call until `flush`. `repeat`: send it again after a lost connection; else it is answered None.
 
-        A call that Redis refuses is answered None too.
+        A call that Redis refuses is answered None too; `optional`: and that is no error.
         """
-        self._unsent.append(_Sent(call, on_reply, repeat))
+        self._unsent.append(_Sent(call, on_reply, repeat, optional))
 
     def flush(self) -> None:
         """Writes what was queued, in one piece. Raises ConnectFailed."""
@@ -99,7 +107,7 @@ class Link:
                 sent.on_reply(None)
         self.flush()
 
-    def _command(self, call: Call) -> Sequence[Argument]:
+    def _command(self, call: Call | Plain) -> Sequence[Argument]:
         """With its source the first time: a call that must be sent again could be overtaken by those behind it."""
         if call.name in self._known:
             return call.command
@@ -113,6 +121,8 @@ class Link:
             # Its scripts were flushed. Calls behind this one may be answered first.
             self._unanswered.append(sent)
             self._connection.send([sent.call.command_with_source])
+        elif isinstance(reply, PpssError) and sent.optional:
+            sent.on_reply(None)
         elif isinstance(reply, Unavailable):
             # Read-only after a failover, disk full, BUSY: it passes, and nothing may be forgotten until then.
             self._unanswered.appendleft(sent)

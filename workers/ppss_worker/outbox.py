@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from ppss_queue.calls import Calls
 from ppss_queue.connection import Reply
@@ -15,7 +16,8 @@ from ppss_worker.link import Link
 BATCH = 64
 """Outcomes in one call; the server takes some 25 us per item from here on, however many."""
 DELAY_SECONDS = 0.02
-"""How long an outcome may wait for company: what a killed worker could have to repeat."""
+"""How long an outcome may wait for company: what a killed worker could have to repeat. And how long an item runs
+before it is shown as running."""
 
 
 class Outbox:
@@ -36,8 +38,14 @@ class Outbox:
         self._acks: dict[str, list[tuple[Lease, Outcome, bytes]]] = defaultdict(list)
         self._fails: dict[str, list[tuple[Lease, Outcome, float | None, bytes]]] = defaultdict(list)
         self._releases: dict[str, list[Lease]] = defaultdict(list)
+        self._begun: dict[str, tuple[Lease, int, float]] = {}
+        """By member, oldest first: what runs and is not shown yet, with its slot and when it began."""
         self._count = 0
         self._oldest = 0.0
+
+    def begun(self, lease: Lease, slot: int) -> None:
+        """It is shown as running if it is not over very soon."""
+        self._begun[lease.member] = (lease, slot, time.monotonic())
 
     def ack(self, lease: Lease, outcome: Outcome, kept: bytes) -> None:
         self._acks[lease.run].append((lease, outcome, kept))
@@ -56,12 +64,16 @@ class Outbox:
     @property
     def due_seconds(self) -> float | None:
         """Until the next `send` is due; None: there is nothing to tell."""
-        if not self._count:
-            return None
-        return 0.0 if self._count >= BATCH else max(0.0, self._oldest + DELAY_SECONDS - time.monotonic())
+        if self._count >= BATCH:
+            return 0.0
+        since = [self._oldest] if self._count else []
+        since += (at for _, _, at in islice(self._begun.values(), 1))
+        return max(0.0, min(since) + DELAY_SECONDS - time.monotonic()) if since else None
 
     def send(self) -> None:
         """Hands everything to the link."""
+        if self._begun:
+            self._show()
         if not self._count:
             return
         for run, acks in self._acks.items():
@@ -74,10 +86,22 @@ class Outbox:
             box.clear()
         self._count = 0
 
+    def _show(self) -> None:
+        before = time.monotonic() - DELAY_SECONDS
+        starts: dict[str, list[tuple[Lease, int]]] = defaultdict(list)
+        for member, (lease, slot, at) in list(self._begun.items()):
+            if at > before:
+                break
+            starts[lease.run].append((lease, slot))
+            del self._begun[member]
+        for run, shown in starts.items():
+            self._link.send(self._calls.start(run, shown), self._report)
+
     def _added(self, lease: Lease) -> None:
         if not self._count:
             self._oldest = time.monotonic()
         self._count += 1
+        self._begun.pop(lease.member, None)
         self._on_told(lease)
 
     def _report(self, reply: Reply) -> None:

@@ -21,12 +21,11 @@ from itertools import groupby
 from types import FrameType
 
 from ppss_queue import __version__
-from ppss_queue.calls import Calls, Claimed, member
+from ppss_queue.calls import Calls, Claimed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ExitCode, PpssError, Unavailable, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
-from ppss_queue.replies import read_members
 from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
@@ -293,7 +292,7 @@ class Worker:
             self._outbox.release(leases)
             raise
         else:
-            self._keeper.hold(run, {member(lease) for lease in leases}, visibility_seconds)
+            self._keeper.hold(run, {lease.member for lease in leases}, visibility_seconds)
             self._ready.extend(leases)
 
     # Running
@@ -305,8 +304,9 @@ class Worker:
                 (self._ready.popleft(), heapq.heappop(self._free))
                 for _ in range(min(len(self._free), len(self._ready)))
             ]
-            for run, starts in groupby(batch, lambda start: start[0].run):
-                self._link.send(self._calls.start(run, starts), self._started)
+            for lease, _ in batch:
+                # Refused where Redis is full: `start`, which a script may do even then, makes up for it.
+                self._link.send(self._calls.begin(lease), _ignore, optional=True)
             try:
                 self._link.flush()
                 while batch:
@@ -326,7 +326,9 @@ class Worker:
             begun = False
             self._outbox.release([lease])
             self._leave_alone(lease.run, error)
-        if not begun:
+        if begun:
+            self._outbox.begun(lease, slot)
+        else:
             self._free_slot(slot)
 
     def _leave_alone(self, run: str, error: PpssError) -> None:
@@ -359,11 +361,6 @@ class Worker:
             heapq.heappush(self._free, slot)
             self._claims.item_ended()
 
-    def _started(self, reply: Reply) -> None:
-        lost = read_members(reply) if reply else ()
-        if lost:
-            self._lose(lost)
-
     def _send_outcomes(self) -> float:
         due = self._outbox.due_seconds
         if due is None:
@@ -375,13 +372,13 @@ class Worker:
 
     def _lose(self, lost: Sequence[str]) -> None:
         gone = set(lost)
-        self._ready = deque(lease for lease in self._ready if member(lease) not in gone)
+        self._ready = deque(lease for lease in self._ready if lease.member not in gone)
         self._attempts.lose(lost)
         for name in lost:
             self._keeper.drop(name.split("-", 1)[0], name)
 
     def _forget(self, lease: Lease) -> None:
-        self._keeper.drop(lease.run, member(lease))
+        self._keeper.drop(lease.run, lease.member)
 
     # What comes in
 
@@ -458,3 +455,7 @@ class Worker:
             "node": self._settings.node,
             "slots": self._settings.slots,
         }
+
+
+def _ignore(reply: Reply) -> None:
+    """For calls whose answer tells nothing."""

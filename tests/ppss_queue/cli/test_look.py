@@ -45,7 +45,9 @@ def test_what_runs_is_shown_with_its_node_and_slot(ppss: Ppss, tmp_path: Path) -
     (tmp_path / "list").write_text("a\nb\n")
     command = "until [ -e go ]; do sleep 0.02; done; : {}"
     ppss.start("run", "-q", "-p1", "--node-name", "here", "-f", "list", "-c", command)
-    wait_until(lambda: (runs := ppss.runs()) and runs[0]["running"], "an item runs")
+    wait_until(
+        lambda: (items := ppss.runs() and ppss.items()) and items[0]["node"], "an item is shown to run"
+    )
     first, second = ppss.items()
     assert (first["node"], first["slot"], first["state"], first["seconds"]) == ("here", 1, "leased", None)
     assert (second["node"], second["slot"]) == (None, None)
