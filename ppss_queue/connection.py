@@ -220,6 +220,16 @@ class Connection:
         """The socket, for select: ask `readable` before waiting on it. Raises ConnectFailed if it is gone."""
         return self._live().fileno()
 
+    @property
+    def buffered(self) -> bool:
+        """Whether a reply has been read already, of which the socket tells nothing any more."""
+        return bool(self._replies)
+
+    def take(self) -> Reply | PpssError:
+        """The next reply to a `send`, of those that are `buffered`."""
+        self._owed -= 1
+        return self._replies.popleft()
+
     def readable(self) -> bool:
         """Whether a reply has arrived; never waits. Raises ConnectFailed."""
         if not self._replies:

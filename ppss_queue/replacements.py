@@ -48,7 +48,7 @@ def output_file_of(text: str) -> str:
     Never "", "." or "..": these become "item". Trailing slashes do not count.
     """
     name = text.replace("\0", "").rstrip("/").rpartition("/")[2][:OUTPUT_FILE_LIMIT_BYTES]
-    while len(name.encode("utf-8", "surrogateescape")) > OUTPUT_FILE_LIMIT_BYTES:
+    while not name.isascii() and len(name.encode("utf-8", "surrogateescape")) > OUTPUT_FILE_LIMIT_BYTES:
         name = name[:-1]
     return "item" if name in ("", ".", "..") else name
 

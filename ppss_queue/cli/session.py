@@ -65,7 +65,7 @@ class Session:
         self._elsewhere = Elsewhere(queue.keys, run.id, self._printer)
         self._logs = Logs(settings.state_directory, logs)
         self._durations = Durations()
-        self._begun: dict[int, _Begun] = {}
+        self._begun: dict[str, _Begun] = {}
         self._counts: Counts | None = None
         self._counted_at = 0.0
         self._running = 0
@@ -108,7 +108,7 @@ class Session:
     # Observer
 
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None:
-        self._begun[slot] = _Begun(lease.item.name, time.monotonic())
+        self._begun[lease.member] = _Begun(lease.item.name, time.monotonic())
 
     def output(self, lease: Lease, target: int, data: bytes) -> None:
         """A piece of what a running item prints (--line-buffer)."""
@@ -121,7 +121,7 @@ class Session:
 
     def ended(self, ended: Ended) -> None:
         """Raises OSError where output or logs can't be written: nothing more is run then."""
-        self._begun.pop(ended.slot, None)
+        self._begun.pop(ended.lease.member, None)
         self._work_seconds += ended.outcome.seconds
         self._logs.write(ended)
         item, over = ended.lease.item, ended.verdict in _OVER

@@ -49,6 +49,8 @@ class Running:
     started_epoch: float
     timeout_at: float | None
     """time.monotonic() at which the next signal is due."""
+    vacated: bool = False
+    """Its slot has been given to another one."""
     stopped: str | None = None
     """Why it was told to end: a reason, "lost" or "released"."""
 
@@ -124,7 +126,7 @@ class Attempts:
             refused = Outcome(node=self._node, slot=slot, reason=str(error))
             self._end(self._made_up(lease, run, slot), refused, final=True)
             return False
-        values = run.values(lease, slot, scratch.directory if scratch else "")
+        values = run.values(lease, slot, scratch.directory if scratch else "", base)
         started = time.monotonic()
         try:
             child = self._launcher.start(lease, run, values)
@@ -144,8 +146,19 @@ class Attempts:
         self._observer.started(lease, run, slot)
         return True
 
+    def vacate(self, pid: int) -> int | None:
+        """The slot of a process that ended, free from now on although `ended` is still to come.
+
+        None: `ended` frees it, since the process of a function belongs to its slot; or it is none of ours.
+        """
+        running = self._running.get(pid)
+        if running is None or running.run.function is not None:
+            return None
+        running.vacated = True
+        return running.slot
+
     def ended(self, exited: Exit) -> int | None:
-        """Handles the end of a process; its slot is free now. None: it was none of ours."""
+        """Handles the end of a process; returns the slot that is free now. None: it was before, or is none of ours."""
         running = self._running.pop(exited.pid, None)
         if running is None:
             return None
@@ -172,7 +185,7 @@ class Attempts:
         signal: int | None,
         reason: str | None,
         result: str | None = None,
-    ) -> int:
+    ) -> int | None:
         child = running.child
         self._launcher.finish(child)
         self.seconds_each += (seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
@@ -189,7 +202,7 @@ class Attempts:
             self._not_published(running, outcome, MachineFailed(full))
         else:
             self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
-        return running.slot
+        return None if running.vacated else running.slot
 
     def lose(self, lost: Sequence[str]) -> None:
         """These leases are someone else's: kill their commands, discard what they made."""

@@ -43,11 +43,6 @@ class Link:
         """Nothing is owed to us."""
         return not self._unsent and not self._unanswered
 
-    @property
-    def answered(self) -> bool:
-        """Whether an answer has come already: then there is nothing to wait for. Raises ConnectFailed."""
-        return bool(self._unanswered) and self._connection.readable()
-
     def send(
         self,
         call: Call | Plain,
@@ -73,10 +68,15 @@ class Link:
             self._unanswered.extend(batch)
             self._connection.send([self._command(sent.call) for sent in batch])
 
+    def receive_buffered(self) -> None:
+        """Handles the answers that were read with something else: nothing would tell of them. Raises as `receive`."""
+        while self._connection.buffered and self._unanswered:
+            self._answer()
+
     def receive(self) -> None:
         """Handles the answers that have come. Raises ConnectFailed, or the error that an answer is."""
-        while self._connection.readable() and self._unanswered:  # first, so that a lost connection is noticed
-            self._answer()
+        self._connection.readable()  # first, so that a lost connection is noticed
+        self.receive_buffered()
 
     def check(self, patience_seconds: float) -> None:
         """Raises ConnectFailed if Redis has owed an answer for so long: it hangs, or the line is cut."""
@@ -115,7 +115,7 @@ class Link:
         return call.command_with_source
 
     def _answer(self) -> None:
-        reply = self._connection.receive(1)[0]
+        reply = self._connection.take()
         sent = self._unanswered.popleft()
         if isinstance(reply, NoScript):
             # Its scripts were flushed. Calls behind this one may be answered first.

@@ -60,12 +60,10 @@ class ActiveRun:
         directory, _, base = item.name.rpartition("/")
         return directory, base
 
-    def values(self, lease: Lease, slot: int, output_dir: str) -> ItemValues:
-        """What the command of one attempt may name."""
+    def values(self, lease: Lease, slot: int, output_dir: str, base: str) -> ItemValues:
+        """What the command of one attempt may name; `base` as of `place_of`."""
         item = lease.item
-        return ItemValues(
-            self.spec.local_path(item), item.name, item.seq, slot, output_dir, self.place_of(item)[1]
-        )
+        return ItemValues(self.spec.local_path(item), item.name, item.seq, slot, output_dir, base)
 
     def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
         """The environment of one attempt, on top of `environment`."""

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import groupby
 from types import FrameType
 
@@ -159,22 +160,18 @@ class Worker:
             stack.callback(self._keeper.stop)
             self._keeper.start()
             self._claims.start(self._settings.start_delay_seconds)
-            for source in (signals, self._keeper):
-                selector.register(source.fileno(), selectors.EVENT_READ)
-            self._select(selector, self._link.fileno(), self._claims.fileno())
+            on_signals = partial(self._on_signals, signals, spawner)
+            selector.register(signals.fileno(), selectors.EVENT_READ, on_signals)
+            selector.register(self._keeper.fileno(), selectors.EVENT_READ, self._hear_news)
+            self._select_connections(selector)
+            on_signals()  # a command may have ended before its signal was listened for
             while not self._finished():
-                self._turn(selector, signals, spawner, tick)
+                self._turn(selector, tick)
             self._leave()
         if self._failure is not None:
             raise self._failure
 
-    def _turn(
-        self,
-        selector: selectors.BaseSelector,
-        signals: ChildSignals,
-        spawner: Spawner,
-        tick: Callable[[], float] | None,
-    ) -> None:
+    def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()
         waits = [LOOK_AGAIN_SECONDS, tick() if tick else LOOK_AGAIN_SECONDS]
         timeout_at = self._attempts.check_timeouts(now)
@@ -192,19 +189,9 @@ class Worker:
                 waits.append(self._send_outcomes())
                 self._link.flush()
                 self._link.check(PATIENCE_SECONDS if not self._stop else STOPPING_PATIENCE_SECONDS)
-                if self._link.answered:
-                    waits.append(0.0)
+                self._link.receive_buffered()
             for key, _ in selector.select(max(0.0, min(waits))):
-                if key.data is not None:
-                    key.data()
-            for number in signals.drain():
-                self._on_signal(number)
-            for exited in spawner.reap():
-                self._free_slot(self._attempts.ended(exited))
-            self._hear_news()
-            if not self._outage.error:
-                self._link.receive()
-                self._claims.hear_changes()
+                key.data()
         except Unavailable as error:
             self._disconnected(selector, error)
         except (PpssError, OSError) as error:
@@ -393,6 +380,19 @@ class Worker:
                     self._attempts.stop_all(run=news.run)
             self._claims.wake()
 
+    def _on_signals(self, signals: ChildSignals, spawner: Spawner) -> None:
+        for number in signals.drain():
+            self._on_signal(number)
+        exits = spawner.reap()
+        for exited in exits:
+            self._free_slot(self._attempts.vacate(exited.pid))
+        try:
+            if not self._outage.error:
+                self._begin_ready()  # first: what is still to be done for those that ended need not keep a slot idle
+        finally:
+            for exited in exits:
+                self._free_slot(self._attempts.ended(exited))
+
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGTERM:
             self.stop(Stop.DRAIN if self._stop < Stop.DRAIN else Stop.NOW)
@@ -422,23 +422,29 @@ class Worker:
     def _disconnected(self, selector: selectors.BaseSelector, error: Unavailable) -> None:
         if self._outage.begin(error, time.monotonic()):
             self._observer.warn(f"{error} What runs goes on; trying again.")
-        self._select(selector)  # a dead one would be readable all the time
+        self._unselect_connections(selector)  # a dead one would be readable all the time
 
     def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
         if now < self._outage.retry_at:
             return
         self._link.reopen()
         self._claims.reconnected()
-        self._select(selector, self._link.fileno(), self._claims.fileno())
+        self._select_connections(selector)
         self._outage.end()
 
-    def _select(self, selector: selectors.BaseSelector, *connections: int) -> None:
+    def _select_connections(self, selector: selectors.BaseSelector) -> None:
         """Waits for these connections instead of those before, which may be closed already."""
-        for descriptor in self._selected:
-            selector.unregister(descriptor)
-        self._selected = list(connections)
-        for descriptor in connections:
-            selector.register(descriptor, selectors.EVENT_READ)
+        self._unselect_connections(selector)
+        for descriptor, on_readable in (
+            (self._link.fileno(), self._link.receive),
+            (self._claims.fileno(), self._claims.hear_changes),
+        ):
+            selector.register(descriptor, selectors.EVENT_READ, on_readable)
+            self._selected.append(descriptor)
+
+    def _unselect_connections(self, selector: selectors.BaseSelector) -> None:
+        while self._selected:
+            selector.unregister(self._selected.pop())
 
     # Small things
 
