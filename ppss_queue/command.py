@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from ppss_queue.errors import BadInput, CommandNotFound
 from ppss_queue.evaluated_text import refuse_evaluated
 from ppss_queue.program_text import refuse_program_text
+from ppss_queue.quoting import quoted, shell_quoted
 from ppss_queue.replacements import (
     ENVIRONMENT,
     ITEM,
@@ -37,11 +38,9 @@ __all__ = [
     "output_file_of",
     "parse_command",
     "render",
-    "shell_quoted",
 ]
 
 _NAMED_OUTPUT_DIR = re.compile(r"\$\{?[#!]?OUTPUT_DIR(?!\w)", re.ASCII)
-_SAFE_WORD = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -242,39 +241,5 @@ def render(command: Command, values: ItemValues) -> str:
         for name, value in ENVIRONMENT.items()
         if invocation.shell and re.search(rf"(?<!\w){name}(?!\w)", command.script, re.ASCII)
     }
-    variables = [f"{name}={_quoted(value)}" for name, value in {**named, **invocation.variables}.items()]
+    variables = [f"{name}={quoted(value)}" for name, value in {**named, **invocation.variables}.items()]
     return " ".join([*variables, shell_quoted(invocation.argv)])
-
-
-def shell_quoted(argv: Sequence[str]) -> str:
-    """The words as one line that bash reads back as exactly these; nothing in it controls a terminal."""
-    return " ".join(_words_quoted(argv))
-
-
-def _words_quoted(argv: Sequence[str]) -> Iterable[str]:
-    for at, word in enumerate(argv):
-        # At the front, the bare words `a=b` and `if` mean something else.
-        yield f"'{word}'" if at == 0 and _is_special_in_front(word) else _quoted(word)
-
-
-def _is_special_in_front(word: str) -> bool:
-    return word in KEYWORDS or ("=" in word and _SAFE_WORD.fullmatch(word) is not None)
-
-
-def _quoted(word: str) -> str:
-    if _SAFE_WORD.fullmatch(word):
-        return word
-    if word.isprintable():
-        return "'" + word.replace("'", "'\\''") + "'"
-    return "$'" + "".join(_escaped(char) for char in word) + "'"
-
-
-def _escaped(char: str) -> str:
-    if char in "'\\":
-        return "\\" + char
-    if char in "\n\t\r":
-        return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}[char]
-    # `!` too: bash's history expansion does not know where such quotes end.
-    if char.isprintable() and char != "!":
-        return char
-    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))

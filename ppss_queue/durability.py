@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeAlias
 
 from ppss_queue.connection import Connection
 from ppss_queue.server_place import ServerPlace
+
+Durable: TypeAlias = Callable[[Connection], AbstractContextManager[None]]
+"""Makes what is written inside it reach the disk."""
+
+
+def nothing_durable(connection: Connection) -> AbstractContextManager[None]:
+    """Where flushing is the server's affair."""
+    return nullcontext()
 
 
 @contextmanager

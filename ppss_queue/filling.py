@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from typing import TypeAlias
 
 from ppss_queue.connection import Connection
+from ppss_queue.durability import Durable
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError
 from ppss_queue.keys import Keys
 from ppss_queue.model import RunSpec
@@ -21,14 +20,6 @@ BATCH_ITEMS = 500
 """Items in one call of add.lua: blocks the server for 2 to 5 ms."""
 CALLS_IN_FLIGHT = 8
 """Enough to keep a server busy that is 80 ms away."""
-
-Durable: TypeAlias = Callable[[Connection], AbstractContextManager[None]]
-"""Makes what is written inside it reach the disk."""
-
-
-def nothing_durable(connection: Connection) -> AbstractContextManager[None]:
-    """Where flushing is the server's affair."""
-    return nullcontext()
 
 
 def fill(

@@ -8,18 +8,21 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from ppss_queue.address import Address
 from ppss_queue.connection import Connection
+from ppss_queue.durability import Durable, nothing_durable
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError
-from ppss_queue.filling import Durable, fill, nothing_durable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Halt, RetryRule, RunSpec
 from ppss_queue.replies import read_members
 from ppss_queue.run import Run
 from ppss_queue.server_info import check_server
-from ppss_queue.sources import Sources, texts
 from ppss_queue.store import Counts, Store
+
+if TYPE_CHECKING:
+    from ppss_queue.sources import Sources
 
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz"
 """Without look-alikes: no l, so that no id is ever `default` or `last`."""
@@ -109,6 +112,8 @@ class Queue:
         `output`: the directory in which outputs appear. `halt`: "now,fail=3" or "soon,fail=10%".
         Raises BadInput, ServiceFailed; the run does not exist then.
         """
+        from ppss_queue.sources import texts
+
         here = os.path.abspath(directory or os.getcwd())
         spec = RunSpec(
             command=command if isinstance(command, str) or command is None else tuple(command),
@@ -134,6 +139,8 @@ class Queue:
 
         If anything goes wrong, a Ctrl-C too, the run is gone again; if this process dies, it goes away by itself.
         """
+        from ppss_queue.filling import fill
+
         self.store.purge_abandoned()
         run = self._create(spec.with_roots(sources.roots))
         try:

@@ -6,15 +6,18 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ppss_queue import status
 from ppss_queue.connection import Connection
+from ppss_queue.durability import Durable, nothing_durable
 from ppss_queue.errors import BadInput, Unavailable, UnknownRun
-from ppss_queue.filling import Durable, fill, nothing_durable, rebased
 from ppss_queue.model import ENDED, STATES, ItemView, RunState, State
 from ppss_queue.replies import read_members, text
-from ppss_queue.sources import SourceItem, Sources, texts, whole
 from ppss_queue.store import Counts, Store
+
+if TYPE_CHECKING:
+    from ppss_queue.sources import SourceItem, Sources
 
 _AWAY_SECONDS = 30.0
 """How long who waits for a run waits for a Redis that is away."""
@@ -36,6 +39,9 @@ class Run:
         `Path`s can be added to a run of files in one directory tree only if they are below its root; give
         strings otherwise. Raises BadInput if the run was cancelled.
         """
+        from ppss_queue.filling import rebased
+        from ppss_queue.sources import texts
+
         return self._add(rebased(texts(items), self._store.spec(self.id)))
 
     def add_sources(self, sources: Sources, on_added: Callable[[int], None] = lambda total: None) -> int:
@@ -43,6 +49,9 @@ class Run:
 
         `on_added` hears how many have been sent: they are in the run if something goes wrong after that.
         """
+        from ppss_queue.filling import rebased
+        from ppss_queue.sources import whole
+
         return self._add(whole(rebased(sources, self._store.spec(self.id))), on_added)
 
     def _add(self, items: Iterable[SourceItem], on_added: Callable[[int], None] = lambda total: None) -> int:
@@ -50,6 +59,8 @@ class Run:
             self.status().state is RunState.FILLING
         ):  # opened here, it would be half of what its enqueuer wants
             raise BadInput(f"run {self.id} is still being filled. Add to it when it is open.")
+        from ppss_queue.filling import fill
+
         return fill(self._store, self.id, items, self._durable, on_added)
 
     def status(self) -> Counts:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import PpssError
@@ -15,6 +15,7 @@ from ppss_queue.failures import NoScript
 from ppss_queue.keys import Keys
 from ppss_queue.resp import Argument
 
+_FOLDER = Path(__file__).with_name("lua")
 _DEFINED = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
 _WORD = re.compile(r"\w+")
 
@@ -22,7 +23,7 @@ _WORD = re.compile(r"\w+")
 @cache
 def _library() -> Sequence[tuple[frozenset[str], str]]:
     """The definitions of lib.lua, each with the names that it defines."""
-    paragraphs = (files("ppss_queue") / "lua" / "lib.lua").read_text().split("\n\n")
+    paragraphs = (_FOLDER / "lib.lua").read_text().split("\n\n")
     return [
         (frozenset(found[1].split(", ")), text) for text in paragraphs if (found := _DEFINED.search(text))
     ]
@@ -34,7 +35,7 @@ def _source(name: str) -> tuple[str, str]:
 
     Redis runs all of it at each call, and a definition costs some 0.3 us: only what is used comes along.
     """
-    text = (files("ppss_queue") / "lua" / f"{name}.lua").read_text()
+    text = (_FOLDER / f"{name}.lua").read_text()
     used = set(_WORD.findall(text))
     for names, definition in reversed(_library()):
         if not used.isdisjoint(names):

@@ -14,7 +14,7 @@ LAYERS = [
     ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
     ["shell_words", "replaced_text", "program_text", "evaluated_text", "shell_lexer"],
     ["address", "failures", "dial", "resp", "lists", "walk", "server_binary"],
-    ["command", "server", "sources", "connection", "server_info"],
+    ["quoting", "command", "server", "sources", "connection", "server_info"],
     ["durability", "scripts", "changes", "replies", "rq_form"],
     ["calls", "store"],
     ["status", "broker", "filling"],

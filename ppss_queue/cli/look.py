@@ -139,7 +139,7 @@ def nodes_of(counts: Counts) -> list[str]:
 
 
 def command_shown(counts: Counts) -> str:
-    from ppss_queue.command import shell_quoted
+    from ppss_queue.quoting import shell_quoted
 
     command = counts.spec.command
     if command is None:

@@ -16,9 +16,9 @@ from ppss_queue.command import (
     output_file_of,
     parse_command,
     render,
-    shell_quoted,
 )
 from ppss_queue.errors import BadInput, CommandNotFound
+from ppss_queue.quoting import shell_quoted
 
 
 def values(item: str = "dir/a b.tar.gz", output_dir: str = "/out") -> ItemValues:

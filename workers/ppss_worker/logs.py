@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppss_queue.command import shell_quoted
 from ppss_queue.model import Item
+from ppss_queue.quoting import shell_quoted
 from ppss_worker.captures import capture_tail
 from ppss_worker.observer import Ended, Verdict
 
