@@ -19,12 +19,12 @@ from ppss_worker.captures import capture_tail, last_line
 from ppss_worker.guardian import Guardian
 from ppss_worker.process import (
     Child,
-    ChildSignals,
     DirectoryMissing,
     Exit,
     Spawner,
     SpawnFailed,
 )
+from ppss_worker.signals import ChildSignals
 
 from ppss_queue.errors import MachineFailed
 

@@ -6,7 +6,6 @@ dies (guardian.py).
 
 from __future__ import annotations
 
-import heapq
 import os
 import secrets
 import selectors
@@ -14,17 +13,15 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import groupby
-from types import FrameType
 
 from ppss_queue import __version__
 from ppss_queue.calls import Calls, Claimed
 from ppss_queue.connection import Connection, Reply
-from ppss_queue.errors import BadInput, ExitCode, PpssError, Unavailable, UnknownRun
+from ppss_queue.errors import BadInput, PpssError, Unavailable, UnknownRun
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.resp import Argument
@@ -32,6 +29,7 @@ from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian
+from ppss_worker.hand import Hand
 from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
@@ -39,9 +37,10 @@ from ppss_worker.link import Link
 from ppss_worker.observer import Observer
 from ppss_worker.outage import Outage
 from ppss_worker.outbox import Outbox
-from ppss_worker.process import ChildSignals, DirectoryMissing, Spawner
+from ppss_worker.process import DirectoryMissing, Spawner
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
+from ppss_worker.signals import ChildSignals, catch_stop_signals
 from ppss_worker.slots import SlotNumbers
 
 HOLD_SECONDS = 2.0
@@ -84,10 +83,8 @@ class Worker:
         )
         self._paused: set[str] = set()
         """What was claimed just before the pause is handed back when it comes."""
-        self._ready: deque[Lease] = deque()
-        self._free: list[int] = []
+        self._hand = Hand()
         self._stop = Stop.NO
-        self._interrupts = 0
         self._failure: Exception | None = None
         self._warned: set[str] = set()
         self._selected: list[int] = []
@@ -101,7 +98,7 @@ class Worker:
             if not self._stop:
                 self._outage.stopping(time.monotonic())
             self._stop = how
-            self._hand_back(self._ready)
+            self._outbox.release(self._hand.give_up())
             if how >= Stop.NOW:
                 self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
 
@@ -137,7 +134,7 @@ class Worker:
             stack.callback(guardian.close)
             slots = SlotNumbers(self._settings.state_directory / "slots")
             stack.callback(slots.close)
-            self._free = slots.take(self._settings.slots)
+            self._hand.free(*slots.take(self._settings.slots))
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
@@ -156,7 +153,7 @@ class Worker:
                 prints=self._settings.prints,
             )
             signals = stack.enter_context(ChildSignals())
-            self._catch_signals(stack)
+            catch_stop_signals(stack)
             stack.callback(self._keeper.stop)
             self._keeper.start()
             self._claims.start(self._settings.start_delay_seconds)
@@ -206,7 +203,7 @@ class Worker:
         if (
             self._claims.in_flight
             or len(self._attempts)
-            or self._ready
+            or self._hand
             or self._outbox.due_seconds is not None
         ):
             return False
@@ -234,15 +231,15 @@ class Worker:
         stalled = self._attempts.stalled_seconds(now)
         if stalled > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
             prefetch = 0
-            self._hand_back(self._ready)
+            self._outbox.release(self._hand.give_up())
         wait = self._claims.send_if_wanted(
             now,
-            idle=max(0, len(self._free) - len(self._ready)),
-            ahead=max(0, len(self._ready) - len(self._free)),
+            idle=self._hand.idle,
+            ahead=self._hand.ahead,
             prefetch=prefetch,
-            nothing_held=not len(self._attempts) and not self._ready,
+            nothing_held=not len(self._attempts) and not self._hand,
         )
-        if self._ready:
+        if self._hand:
             wait = min(wait, HOLD_SECONDS - stalled + 0.01)
         return wait
 
@@ -280,17 +277,13 @@ class Worker:
             raise
         else:
             self._keeper.hold(run, {lease.member for lease in leases}, visibility_seconds)
-            self._ready.extend(leases)
+            self._hand.add(leases)
 
     # Running
 
     def _begin_ready(self) -> None:
         """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
-        while self._free and self._ready:
-            batch = [
-                (self._ready.popleft(), heapq.heappop(self._free))
-                for _ in range(min(len(self._free), len(self._ready)))
-            ]
+        while batch := self._hand.deal():
             for lease, _ in batch:
                 # Refused where Redis is full: `start`, which a script may do even then, makes up for it.
                 self._link.send(self._calls.begin(lease), _ignore, optional=True)
@@ -301,8 +294,7 @@ class Worker:
                     del batch[0]
             except (PpssError, OSError):
                 self._outbox.release([lease for lease, _ in batch])
-                for _, slot in batch:
-                    heapq.heappush(self._free, slot)
+                self._hand.free(*(slot for _, slot in batch))
                 raise
 
     def _begin(self, lease: Lease, slot: int) -> None:
@@ -322,7 +314,7 @@ class Worker:
         """A run that can't be run on this node is left to others, and ends no worker that has more to do."""
         now = time.monotonic()
         first = self._runs.leave_alone(run, now)
-        self._hand_back([lease for lease in self._ready if lease.run == run])
+        self._outbox.release(self._hand.give_up(run))
         served = self._settings.runs
         if served and set(served) <= set(self._runs.left_alone(now)):
             self._fail(error)
@@ -334,18 +326,12 @@ class Worker:
             self._warned.add(sentence)
             self._observer.warn(sentence)
 
-    def _hand_back(self, leases: Iterable[Lease]) -> None:
-        """Of what is held and has not begun."""
-        back = {lease.job: lease for lease in leases}
-        self._outbox.release(list(back.values()))
-        self._ready = deque(lease for lease in self._ready if lease.job not in back)
-
     def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
         self._free_slot(self._attempts.answered(pid, answer))
 
     def _free_slot(self, slot: int | None) -> None:
         if slot is not None:
-            heapq.heappush(self._free, slot)
+            self._hand.free(slot)
             self._claims.item_ended()
 
     def _send_outcomes(self) -> float:
@@ -358,8 +344,7 @@ class Worker:
         return LOOK_AGAIN_SECONDS
 
     def _lose(self, lost: Sequence[str]) -> None:
-        gone = set(lost)
-        self._ready = deque(lease for lease in self._ready if lease.member not in gone)
+        self._hand.lose(set(lost))
         self._attempts.lose(lost)
         for name in lost:
             self._keeper.drop(name.split("-", 1)[0], name)
@@ -375,7 +360,7 @@ class Worker:
                 self._lose(news.lost)
             (self._paused.add if news.state == "paused" else self._paused.discard)(news.run)
             if news.state == "paused":
-                self._hand_back([lease for lease in self._ready if lease.run == news.run])
+                self._outbox.release(self._hand.give_up(news.run))
                 if news.reason.startswith("halted now"):
                     self._attempts.stop_all(run=news.run)
             self._claims.wake()
@@ -398,18 +383,6 @@ class Worker:
             self.stop(Stop.DRAIN if self._stop < Stop.DRAIN else Stop.NOW)
         elif number in (signal.SIGINT, signal.SIGHUP):
             self.stop(Stop.NOW if self._stop < Stop.NOW else Stop.AT_ONCE)
-
-    def _catch_signals(self, stack: ExitStack) -> None:
-        def handle(number: int, frame: FrameType | None) -> None:
-            """The number arrives through the wakeup descriptor; a third Ctrl-C ends whatever hangs."""
-            self._interrupts += number == signal.SIGINT
-            if self._interrupts > 2:
-                os._exit(ExitCode.INTERRUPTED)  # the guardian kills what runs, the leases expire
-
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN:
-                continue  # `nohup`, `&` in a script: who started it wants it to live on
-            stack.callback(signal.signal, number, signal.signal(number, handle))
 
     # Failures
 
@@ -449,7 +422,7 @@ class Worker:
     # Small things
 
     def _holds_items_of(self, run: str) -> bool:
-        return any(lease.run == run for lease in (*self._ready, *self._attempts.leases))
+        return any(lease.run == run for lease in (*self._hand, *self._attempts.leases))
 
     def _facts(self) -> Mapping[str, Argument]:
         return {
