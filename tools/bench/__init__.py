@@ -1,0 +1,1 @@
+"""The benchmark: PPSS against its rivals, in interleaved rounds. `make bench` runs it."""

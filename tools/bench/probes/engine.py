@@ -1,0 +1,21 @@
+"""Claim, start and ack without execution: engine.py ADDRESS ITEMS BATCH."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from leases import Client, probe
+
+
+def measure(address: str, items: int, batch: int) -> Mapping[str, float]:
+    client = Client(address)
+    client.fill("engine", (f"item {number}" for number in range(items)))
+    cpu, began = client.server_cpu_seconds(), time.perf_counter()
+    done = client.drain(batch)
+    seconds, cpu = time.perf_counter() - began, client.server_cpu_seconds() - cpu
+    assert done == items, done
+    return {"rate": items / seconds, "cpu": cpu / items * 1e6}
+
+
+probe(measure)

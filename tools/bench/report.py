@@ -1,0 +1,109 @@
+"""The report: docs/bench.md, or the same table on the terminal."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.bench.figures import Measured, number
+from tools.bench.processes import output
+from tools.bench.rivals import Rivals
+from tools.bench.rounds import Result
+from tools.bench.site import ROOT
+
+PAGE = ROOT / "docs" / "bench.md"
+_HEAD = """# Benchmark
+
+Written by `make bench`. Everything that is compared runs in the same round, one after the other, and who begins
+alternates; a ratio is taken per round, and what counts is its median. `x` is the rival's time divided by that of
+PPSS: above 1, PPSS is faster. Only ratios travel between machines; what is given in other units was measured here.
+"""
+
+
+def page(results: Sequence[Result], rivals: Rivals, *, rounds: int, plots: Sequence[Path] = ()) -> str:
+    """All of docs/bench.md."""
+    analysis = "Why each goal that is not met is not met: [bench/analysis.md](bench/analysis.md)."
+    parts = [_HEAD, machine(rivals, rounds), "## Results", table(results), losses(results), analysis]
+    if plots:
+        parts += ["## Scaling", *(f"![{path.stem}](bench/{path.name})" for path in plots)]
+    parts += ["## To repeat a row", "`make bench ROW=4` runs row 4 alone. By hand:"]
+    parts += [
+        f"**{result.row.number}.** {result.row.title}\n\n```console\n{result.row.commands}\n```"
+        for result in results
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(results: Sequence[Result]) -> str:
+    """One line a figure; with a base, what changed too."""
+    with_base = any(result.base for result in results)
+    more = ("base", "now / base") if with_base else ()
+    head = ("row", "what", "against", "median", "spread", "goal", "met", *more)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for result in results:
+        lines.append(f"| **{result.row.number}** | **{result.row.title}** |" + " |" * (len(head) - 2))
+        if result.problem:
+            lines.append(f"| | {_one_line(result.problem)} |" + " |" * (len(head) - 2))
+        base = {measured.figure.key: measured for measured in result.base}
+        for measured in result.measured:
+            cells = _cells(measured)
+            if with_base:
+                key = measured.figure.key
+                cells += [
+                    number(base[key].median) if key in base else "",
+                    number(result.changes[key].median) if key in result.changes else "",
+                ]
+            lines.append("| | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cells(measured: Measured) -> list[str]:
+    figure = measured.figure
+    median = f"{number(measured.median)} {figure.unit}"
+    rival = f"`{figure.rival}`" if figure.rival else ""
+    return [figure.what, rival, median, measured.spread, figure.goal, measured.met.replace("no", "**no**")]
+
+
+def losses(results: Sequence[Result]) -> str:
+    """What is slower than its rival, and what misses its goal, in sentences."""
+    lines = []
+    for result in results:
+        for measured in result.measured:
+            figure = measured.figure
+            name = f"row {result.row.number}, {figure.what}"
+            value = f"{number(measured.median)} {figure.unit}"
+            if measured.met == "no":
+                lines.append(f"- {name}: {value}, where the goal is {figure.goal}.")
+            elif figure.rival and figure.unit == "x" and figure.at_most is None and measured.median < 1:
+                lines.append(f"- {name}: {value}, slower than `{figure.rival}`.")
+    lines += [
+        f"- row {result.row.number}: {_one_line(result.problem)}" for result in results if result.problem
+    ]
+    return "### Losses\n\n" + ("\n".join(lines) or "None: each goal is met, and no rival is faster.")
+
+
+def machine(rivals: Rivals, rounds: int) -> str:
+    """What was measured where."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    revision = output(["git", "describe", "--always", "--dirty"], cwd=ROOT).strip()
+    facts = [
+        f"{time.strftime('%Y-%m-%d')}, PPSS {revision}, {rounds} rounds",
+        f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, load {os.getloadavg()[2]:.1f}",
+        f"Python {platform.python_version()}",
+        *rivals.versions(),
+    ]
+    return "\n".join(f"- {fact}" for fact in facts)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())[:300]
