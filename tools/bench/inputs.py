@@ -34,6 +34,10 @@ class Inputs:
         """A list of as many short lines."""
         return self._once(f"numbers-{count}", lambda path: _write_lines(path, map(str, range(count))))
 
+    def repeated(self, line: str, count: int) -> Path:
+        """A list of as many equal lines."""
+        return self._once(f"{line}-{count}", lambda path: _write_lines(path, [line] * count))
+
     def names(self, count: int) -> Path:
         """A list of as many names of 40 characters."""
         return self._once(

@@ -135,4 +135,5 @@ def _kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def _shown(argv: Sequence[Argument]) -> str:
-    return " ".join(os.fspath(word) for word in argv)[:200]
+    """Without the folder of the program, which differs from machine to machine."""
+    return " ".join([Path(argv[0]).name, *(os.fspath(word) for word in argv[1:])])[:200]

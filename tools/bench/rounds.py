@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from tools.bench.figures import Figure, Measured
 from tools.bench.inputs import Inputs
 from tools.bench.processes import Broken, Missing
 from tools.bench.rivals import Rivals
 from tools.bench.site import Site, Version
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -31,7 +34,7 @@ class Round:
     def size(self, full: int, smoke: int) -> int:
         return smoke if self.smoke else full
 
-    def pair(self, ours: Callable[[], float], rival: Callable[[], float]) -> tuple[float, float]:
+    def pair(self, ours: Callable[[], T], rival: Callable[[], T]) -> tuple[T, T]:
         """Both, ours first in every other round; (ours, rival)."""
         if self.number % 2:
             other = rival()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tools.bench.rounds import Row
-from tools.bench.rows import commands, files, queue
+from tools.bench.rows import commands, files, queue, scale, workers
 
-ROWS: dict[int, Row] = {
-    row.number: row for row in sorted((*commands.ROWS, *queue.ROWS, *files.ROWS), key=lambda row: row.number)
-}
+_UNSORTED = (*commands.ROWS, *queue.ROWS, *workers.ROWS, *scale.ROWS, *files.ROWS)
+
+ROWS: dict[int, Row] = {row.number: row for row in sorted(_UNSORTED, key=lambda row: row.number)}
