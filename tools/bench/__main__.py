@@ -1,8 +1,8 @@
 """python -m tools.bench [ROW ...]: see `make bench` for what can be set.
 
-ROW: numbers and ranges, "1,2" or "4-6"; none: all. BASE=REVISION measures that one beside this one.
+ROW: numbers and ranges, "1,2" or "4-6", or "curves"; none: all of it. BASE=REVISION measures that one beside this one.
 ROUNDS=N, 7 by default. SMOKE=1: tiny sizes and one round, only to see that everything works.
-docs/bench.md is written by whoever measures all rows.
+docs/bench.md is written when everything is measured in at least 7 rounds, plots whenever the curves are.
 """
 
 from __future__ import annotations
@@ -11,56 +11,70 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
-from tools.bench import report
+from tools.bench import curves, report
 from tools.bench.inputs import Inputs
 from tools.bench.processes import Broken
 from tools.bench.rivals import Rivals
 from tools.bench.rounds import Result, Row, measured
 from tools.bench.rows import ROWS
-from tools.bench.site import HERE, checked_out
+from tools.bench.site import HERE, Version, checked_out
 
-_ROUNDS = 7
+LEAST_ROUNDS = 7
+CURVES = "curves"
 
 
 def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
-    smoke = bool(os.environ.get("SMOKE"))
-    rounds = int(os.environ.get("ROUNDS") or (1 if smoke else _ROUNDS))
-    base = os.environ.get("BASE")
-    rows = _chosen([*sys.argv[1:], *os.environ.get("ROW", "").split()])
-    rivals = Rivals()
+    smoke, base = bool(os.environ.get("SMOKE")), os.environ.get("BASE")
+    rounds = int(os.environ.get("ROUNDS") or (1 if smoke else LEAST_ROUNDS))
+    rows, with_curves = _chosen([*sys.argv[1:], *os.environ.get("ROW", "").split()])
+    facts, rivals = report.machine(), Rivals()
     try:
         versions = [HERE, checked_out(base)] if base else [HERE]
     except Broken as broken:
         sys.exit(f"bench: BASE={base}: {broken}")
-    results: list[Result] = []
     with Inputs() as inputs:
-        for row in rows:
-            print(f"row {row.number}: {row.title}", file=sys.stderr, flush=True)
-            began = time.monotonic()
-            result = measured(row, versions, inputs, rivals, rounds=rounds, smoke=smoke)
-            results.append(result)
-            print(f"  {result.problem or f'{time.monotonic() - began:.0f} s'}", file=sys.stderr, flush=True)
-    print(report.table(results))
-    if len(rows) == len(ROWS) and not base and not smoke:
-        report.PAGE.write_text(report.page(results, rivals, rounds=rounds))
+        results = [_result(row, versions, inputs, rivals, rounds=rounds, smoke=smoke) for row in rows]
+        plots = curves.drawn(inputs, rivals, smoke=smoke) if with_curves and not base else []
+    if results:
+        print(report.table(results, goals=not smoke))
+    if plots and len(rows) == len(ROWS) and rounds >= LEAST_ROUNDS and not smoke:
+        facts += [*rivals.versions(), f"{rounds} rounds a row"]
+        report.PAGE.write_text(report.page(results, plots, facts))
         print(f"written: {report.PAGE}", file=sys.stderr)
-    return int(any(result.broken for result in results))
+    in_ci = bool(os.environ.get("CI"))  # nothing may be missing there
+    return int(any(result.broken or (in_ci and result.problem) for result in results))
 
 
-def _chosen(words: list[str]) -> list[Row]:
-    """Rows by number; all of them if none is named."""
-    numbers: list[int] = []
-    for word in ",".join(words).split(","):
-        first, _, last = word.partition("-")
-        if first:
-            numbers += range(int(first), int(last or first) + 1)
-    unknown = [number for number in numbers if number not in ROWS]
-    if unknown:
-        sys.exit(f"bench: there is no row {unknown[0]}; there are {', '.join(map(str, ROWS))}.")
-    return [row for number, row in ROWS.items() if not numbers or number in numbers]
+def _result(
+    row: Row, versions: Sequence[Version], inputs: Inputs, rivals: Rivals, *, rounds: int, smoke: bool
+) -> Result:
+    print(f"row {row.number}: {row.title}", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    result = measured(row, versions, inputs, rivals, rounds=rounds, smoke=smoke)
+    print(f"  {result.problem or f'{time.monotonic() - began:.0f} s'}", file=sys.stderr, flush=True)
+    return result
+
+
+def _chosen(words: list[str]) -> tuple[list[Row], bool]:
+    """Rows by number, and whether curves are wanted; everything if nothing is named."""
+    names = [word for word in ",".join(words).split(",") if word]
+    numbers: set[int] = set()
+    for name in names:
+        first, _, last = name.partition("-")
+        if name != CURVES:
+            try:
+                numbers.update(range(int(first), int(last or first) + 1))
+            except ValueError:
+                sys.exit(f"bench: '{name}' is no row. Write 4, 4-6 or {CURVES}.")
+    if unknown := numbers - set(ROWS):
+        sys.exit(f"bench: there is no row {min(unknown)}; there are {', '.join(map(str, ROWS))}.")
+    return [
+        row for number, row in ROWS.items() if not names or number in numbers
+    ], not names or CURVES in names
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:

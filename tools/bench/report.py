@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tools.bench.figures import Measured, number
 from tools.bench.processes import output
-from tools.bench.rivals import Rivals
 from tools.bench.rounds import Result
 from tools.bench.site import ROOT
 
@@ -23,10 +22,17 @@ PPSS: above 1, PPSS is faster. Only ratios travel between machines; what is give
 """
 
 
-def page(results: Sequence[Result], rivals: Rivals, *, rounds: int, plots: Sequence[Path] = ()) -> str:
+def page(results: Sequence[Result], plots: Sequence[Path], facts: Sequence[str]) -> str:
     """All of docs/bench.md."""
     analysis = "Why each goal that is not met is not met: [bench/analysis.md](bench/analysis.md)."
-    parts = [_HEAD, machine(rivals, rounds), "## Results", table(results), losses(results), analysis]
+    parts = [
+        _HEAD,
+        "\n".join(f"- {fact}" for fact in facts),
+        "## Results",
+        table(results),
+        losses(results),
+        analysis,
+    ]
     if plots:
         parts += ["## Scaling", *(f"![{path.stem}](bench/{path.name})" for path in plots)]
     parts += ["## To repeat a row", "`make bench ROW=4` runs row 4 alone. By hand:"]
@@ -37,8 +43,8 @@ def page(results: Sequence[Result], rivals: Rivals, *, rounds: int, plots: Seque
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def table(results: Sequence[Result]) -> str:
-    """One line a figure; with a base, what changed too."""
+def table(results: Sequence[Result], *, goals: bool = True) -> str:
+    """One line a figure; with a base, what changed too. `goals` False: sizes are too small to judge by."""
     with_base = any(result.base for result in results)
     more = ("base", "now / base") if with_base else ()
     head = ("row", "what", "against", "median", "spread", "goal", "met", *more)
@@ -49,7 +55,7 @@ def table(results: Sequence[Result]) -> str:
             lines.append(f"| | {_one_line(result.problem)} |" + " |" * (len(head) - 2))
         base = {measured.figure.key: measured for measured in result.base}
         for measured in result.measured:
-            cells = _cells(measured)
+            cells = _cells(measured, goals=goals)
             if with_base:
                 key = measured.figure.key
                 cells += [
@@ -60,11 +66,12 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _cells(measured: Measured) -> list[str]:
+def _cells(measured: Measured, *, goals: bool) -> list[str]:
     figure = measured.figure
     median = f"{number(measured.median)} {figure.unit}"
     rival = f"`{figure.rival}`" if figure.rival else ""
-    return [figure.what, rival, median, measured.spread, figure.goal, measured.met.replace("no", "**no**")]
+    judged = [figure.goal, measured.met.replace("no", "**no**")] if goals else ["", ""]
+    return [figure.what, rival, median, measured.spread, *judged]
 
 
 def losses(results: Sequence[Result]) -> str:
@@ -85,8 +92,8 @@ def losses(results: Sequence[Result]) -> str:
     return "### Losses\n\n" + ("\n".join(lines) or "None: each goal is met, and no rival is faster.")
 
 
-def machine(rivals: Rivals, rounds: int) -> str:
-    """What was measured where."""
+def machine() -> list[str]:
+    """What is measured, and where; to be asked before the machine is busy with it."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -96,13 +103,11 @@ def machine(rivals: Rivals, rounds: int) -> str:
         platform.machine(),
     )
     revision = output(["git", "describe", "--always", "--dirty"], cwd=ROOT).strip()
-    facts = [
-        f"{time.strftime('%Y-%m-%d')}, PPSS {revision}, {rounds} rounds",
-        f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, load {os.getloadavg()[2]:.1f}",
+    return [
+        f"{time.strftime('%Y-%m-%d')}, PPSS {revision}",
+        f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, load before {os.getloadavg()[1]:.1f}",
         f"Python {platform.python_version()}",
-        *rivals.versions(),
     ]
-    return "\n".join(f"- {fact}" for fact in facts)
 
 
 def _one_line(text: str) -> str:
