@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check format lock docs clean
+.PHONY: help demo test chaos bench check format lock docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: $(READY) ## Run all tests (the slow chaos tests apart)
 
 chaos: $(READY) ## Kill workers for a minute and count what is left
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+bench: $(READY) ## Compare with xargs, GNU parallel, rq ...: all, or ROW="1 4-6"; BASE=revision, ROUNDS=n, SMOKE=1
+	@ROW="$(ROW)" BASE="$(BASE)" ROUNDS="$(ROUNDS)" SMOKE="$(SMOKE)" $(BIN)/python -m tools.bench
 
 check: $(READY) ## Lint, format, types: what CI runs besides the tests
 	$(BIN)/ruff check .
@@ -41,4 +44,4 @@ lock: $(READY) ## Write requirements.lock anew from what pyproject.toml allows
 	$(BIN)/python tools/lock.py
 
 clean: ## Remove the virtual environment and all that was built
-	rm -rf $(VENV) dist build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .cache/bench dist build demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis

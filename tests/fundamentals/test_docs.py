@@ -28,10 +28,20 @@ INTERNALS = DOCS / "internals.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
 OTHER_TOOLS = {
     *("--arg-file", "--bar", "--colsep", "--eta", "--group", "--header", "--joblog", "--load", "--max-procs"),
-    *("--memfree", "--pipe", "--plus", "--progress", "--results", "--resume-failed", "--return", "--rpl"),
+    *(
+        "--memfree",
+        "--no-db",
+        "--pipe",
+        "--plus",
+        "--progress",
+        "--results",
+        "--resume-failed",
+        "--return",
+        "--rpl",
+    ),
     *("--shuf", "--sshlogin", "--tmux", "--transferfile", "--wd"),
 }
-"""Options of xargs and GNU parallel that PPSS does not have."""
+"""Options of xargs, GNU parallel and HyperShell that PPSS does not have."""
 
 
 class Example(NamedTuple):
