@@ -2,7 +2,8 @@
 
 ROW: numbers and ranges, "1,2" or "4-6", or "curves"; none: all of it. BASE=REVISION measures that one beside this one.
 ROUNDS=N, 7 by default. SMOKE=1: tiny sizes and one round, only to see that everything works.
-docs/bench.md is written when everything is measured in at least 7 rounds, plots whenever the curves are.
+docs/bench.md and its plots are written when everything is measured in at least 7 rounds; else plots go to
+.cache/bench/plots and the table to the terminal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from tools.bench import curves, report
@@ -20,7 +22,7 @@ from tools.bench.processes import Broken
 from tools.bench.rivals import Rivals
 from tools.bench.rounds import Result, Row, measured
 from tools.bench.rows import ROWS
-from tools.bench.site import HERE, Version, checked_out
+from tools.bench.site import CACHE, HERE, Version, checked_out
 
 LEAST_ROUNDS = 7
 CURVES = "curves"
@@ -36,15 +38,19 @@ def main() -> int:
         versions = [HERE, checked_out(base)] if base else [HERE]
     except Broken as broken:
         sys.exit(f"bench: BASE={base}: {broken}")
+    whole = with_curves and len(rows) == len(ROWS) and rounds >= LEAST_ROUNDS and not (base or smoke)
+    folder = report.PAGE.with_suffix("") if whole else CACHE / "plots"
     with Inputs() as inputs:
         results = [_result(row, versions, inputs, rivals, rounds=rounds, smoke=smoke) for row in rows]
-        plots = curves.drawn(inputs, rivals, smoke=smoke) if with_curves and not base else []
+        plots: list[Path] = []
+        if with_curves and not base:
+            plots = curves.drawn(folder, inputs, rivals, rounds=rounds, smoke=smoke)
     if results:
         print(report.table(results, goals=not smoke))
-    if plots and len(rows) == len(ROWS) and rounds >= LEAST_ROUNDS and not smoke:
+    if whole:
         facts += [*rivals.versions(), f"{rounds} rounds a row"]
         report.PAGE.write_text(report.page(results, plots, facts))
-        print(f"written: {report.PAGE}", file=sys.stderr)
+    print("written:", *([report.PAGE] if whole else []), *plots, file=sys.stderr)
     in_ci = bool(os.environ.get("CI"))  # nothing may be missing there
     return int(any(result.broken or (in_ci and result.problem) for result in results))
 

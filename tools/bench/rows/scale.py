@@ -21,7 +21,7 @@ def _million(this: Round) -> Mapping[str, float]:
         this.kept["large"], found["enqueuer"] = _enqueued(this, this.size(1_000_000, 3000))
     large = str(this.kept["large"])
     found["status"] = _status_ms(this, large)
-    seconds = this.size(10, 1)
+    seconds = this.size(8, 1)
     few = this.size(10_000, 300)
     small, _ = _enqueued(this, few)
     (many_rate, found["worker"]), (few_rate, _) = this.pair(

@@ -38,7 +38,7 @@ def slots_used(this: Round, slots: int, item_seconds: float, per_slot: int) -> f
 
 
 def _distance(this: Round) -> Mapping[str, float]:
-    items, names = this.size(1000, 60), this.size(200_000, 2000)
+    items, names = this.size(600, 60), this.size(200_000, 2000)
     with tcp_server() as port, delayed(port, 80) as far, delayed(port, 0) as near:
         ours, local = this.pair(
             lambda: distant_rate(this, far, items), lambda: distant_rate(this, near, items)
@@ -109,13 +109,13 @@ def _workers(site: Site, count: int, logs: Path) -> Iterator[None]:
 ROWS = (
     Row(
         7,
-        "Redis 80 ms away: 1,000 items of 20 ms on 2 slots; enqueueing 200,000 names",
+        "Redis 80 ms away: 600 items of 20 ms on 2 slots; enqueueing 200,000 names",
         (
             Figure("worker", "rate, divided by that at 0 ms", at_least=0.9),
             Figure("enqueue", "enqueueing, whole process", unit="items/s", at_least=50_000),
         ),
         "python tools/bench/delay.py 6379 80    # prints PORT\n"
-        "yes 0.02 | head -1000 > items; ppss enqueue --url redis://127.0.0.1:PORT -f items -- sleep\n"
+        "yes 0.02 | head -600 > items; ppss enqueue --url redis://127.0.0.1:PORT -f items -- sleep\n"
         "ppss worker --url redis://127.0.0.1:PORT --burst -p2 --logs logs",
         _distance,
     ),
