@@ -112,7 +112,7 @@ def _slots_curve(this: Round, rounds: int) -> Iterator[Curve]:
 
 
 def _distance_curve(this: Round, rounds: int) -> Iterator[Curve]:
-    items = this.size(300, 20)
+    items = this.size(600, 20)
     with tcp_server() as port:
 
         def measured(round_trip: int) -> Point:
