@@ -53,7 +53,7 @@ def test_the_report_tells_losses_as_plainly_as_wins() -> None:
     page = report.page([Result(row, values), Result(row, problem="it | broke")], [], ["a machine"])
     losses = page.partition("### Losses")[2].partition("## To repeat")[0]
     assert "what is lost: 1 x, where the goal is >= 2" in losses
-    assert "what is slower: 0.5 x, slower than `cat`" in losses
+    assert "what is slower against `cat`: 0.5 x, slower." in losses
     assert "it / broke" in losses
     assert "what is won" not in losses
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppss_queue.server_binary import binary
 from tools.bench.figures import Measured, number
 from tools.bench.processes import output
 from tools.bench.rounds import Result
@@ -80,12 +81,13 @@ def losses(results: Sequence[Result]) -> str:
     for result in results:
         for measured in result.measured:
             figure = measured.figure
-            name = f"row {result.row.number}, {figure.what}"
+            against = f" against `{figure.rival}`" if figure.rival else ""
+            name = f"row {result.row.number}, {figure.what}{against}"
             value = f"{number(measured.median)} {figure.unit}"
             if measured.met == "no":
                 lines.append(f"- {name}: {value}, where the goal is {figure.goal}.")
             elif figure.rival and figure.unit == "x" and figure.at_most is None and measured.median < 1:
-                lines.append(f"- {name}: {value}, slower than `{figure.rival}`.")
+                lines.append(f"- {name}: {value}, slower.")
     lines += [
         f"- row {result.row.number}: {_one_line(result.problem)}" for result in results if result.problem
     ]
@@ -107,6 +109,7 @@ def machine() -> list[str]:
         f"{time.strftime('%Y-%m-%d')}, PPSS {revision}",
         f"{model}, {os.cpu_count()} cores, Linux {platform.release()}, load before {os.getloadavg()[1]:.1f}",
         f"Python {platform.python_version()}",
+        output([binary(), "--version"]).split(" sha=")[0],
     ]
 
 
