@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -19,7 +20,11 @@ from ppss_queue.units import format_count
 BATCH_ITEMS = 500
 """Items in one call of add.lua: blocks the server for 2 to 5 ms."""
 CALLS_IN_FLIGHT = 8
-"""Enough to keep a server busy that is 80 ms away."""
+"""On a near server more would only make other clients wait longer between them."""
+FAR_SECONDS = 0.01
+"""A round trip from which on a server is far."""
+FAR_CALLS_IN_FLIGHT = 32
+"""Keeps a server busy that is 200 ms away."""
 
 
 def fill(
@@ -35,7 +40,10 @@ def fill(
     """
     total, connection = 0, store.connection
     connection.receive(connection.pending)  # answers to a filling that was broken off
+    asked = time.monotonic()
     store.add(run, ())  # Redis knows the script from now on
+    far = time.monotonic() - asked > FAR_SECONDS
+    in_flight = FAR_CALLS_IN_FLIGHT if far else CALLS_IN_FLIGHT
     alive = _StillFilling(connection, store.keys, run)
     encoded = (encode_item(name, root) for name, root in sources)
     try:
@@ -43,7 +51,7 @@ def fill(
             total += len(batch)
             on_added(total)
             connection.send([store.add_call(run, batch).command])
-            if connection.pending >= CALLS_IN_FLIGHT:
+            if connection.pending >= in_flight:
                 _check_added(store, run, total)
         while connection.pending:
             _check_added(store, run, total)
