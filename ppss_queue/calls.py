@@ -11,7 +11,7 @@ from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
 from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
 from ppss_queue.resp import Argument
 from ppss_queue.rq_form import kept_output
-from ppss_queue.scripts import Call, Plain
+from ppss_queue.scripts import Call
 
 WORKER_SILENCE_SECONDS = 30
 """A worker that was silent this long is forgotten by RQ's views."""
@@ -66,13 +66,14 @@ class Calls:
         fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
         return Call(self._keys, "claim", (*fixed, *runs, *(f"-{run}" for run in without)))
 
-    def begin(self, lease: Lease) -> Plain:
+    def begin(self, lease: Lease) -> Sequence[Argument]:
         """To be sent just before an item begins to run: from here its attempt counts, should the worker die.
 
-        No script, since each item has one. It changes nothing if the lease is lost, nor if it is repeated.
+        A plain command, since each item has one. It changes nothing if the lease is lost, nor if it is repeated, and
+        where it is lost, or refused since Redis is full, `start` makes up for it: so nobody need read its answer.
         """
         score = f"{lease.deadline + 2 * HUNDRED_YEARS_SECONDS:.6f}"
-        return Plain(("ZADD", self._keys.registry("wip", lease.run), "XX", "GT", score, lease.member))
+        return ("ZADD", self._keys.registry("wip", lease.run), "XX", "GT", score, lease.member)
 
     def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
         """(lease, slot) of attempts that have begun, to be shown as running."""

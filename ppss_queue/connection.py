@@ -200,7 +200,7 @@ class Connection:
         return self._owed
 
     def post(self, commands: Sequence[Sequence[Argument]]) -> None:
-        """Write commands whose replies `read_message` will return, among others. Raises ConnectFailed."""
+        """Write commands whose replies, if they have any, `read_message` will return. Raises ConnectFailed."""
         try:
             self._write(b"".join(map(packed, commands)))
         except BaseException:

@@ -45,21 +45,6 @@ def _source(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """A command of Redis itself, sent like a call."""
-
-    command: Sequence[Argument]
-
-    @property
-    def name(self) -> str:
-        return str(self.command[0])
-
-    @property
-    def command_with_source(self) -> Sequence[Argument]:
-        return self.command
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a script: atomic in Redis."""
 

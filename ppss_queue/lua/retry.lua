@@ -10,7 +10,7 @@ if state == 'cancelled' or state == 'filling' then return state end
 local failed, jobs = registry('failed', run), {}
 if cutoff == '' then -- the newest of them, should the clock of the server have gone back
   local newest = tonumber(redis.call('ZREVRANGE', failed, 0, 0, 'WITHSCORES')[2] or 0)
-  cutoff = string.format('%.6f', math.max(NOW + CENTURY, newest))
+  cutoff = string.format('%.17g', math.max(NOW + CENTURY, newest))
 end
 if #ARGV > 3 then
   for index = 4, #ARGV do

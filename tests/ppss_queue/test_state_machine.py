@@ -526,7 +526,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def _begin(self, attempts: list[Attempt]) -> None:
         """By a plain command: of a lease that is there, whatever became of its item."""
-        commands = [self.calls[attempt.worker].begin(attempt.lease).command for attempt in attempts]
+        commands = [self.calls[attempt.worker].begin(attempt.lease) for attempt in attempts]
         assert all(isinstance(reply, int) for reply in self.connection.execute_many(commands))
         model = self.runs.get(attempts[0].lease.run)
         for attempt in attempts:

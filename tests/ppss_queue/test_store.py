@@ -56,7 +56,7 @@ class Worker:
         return read_members(self.call(self.calls.start(leases[0].run, [(lease, 1) for lease in leases])))
 
     def begin(self, *leases: Lease) -> None:
-        self.connection.execute_many([self.calls.begin(lease).command for lease in leases])
+        self.connection.execute_many([self.calls.begin(lease) for lease in leases])
 
     def renew(self, *leases: Lease) -> tuple[str, ...]:
         run = leases[0].run

@@ -5,22 +5,24 @@ from __future__ import annotations
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import ConnectFailed, PpssError, Unavailable
 from ppss_queue.failures import NoScript
 from ppss_queue.resp import Argument
-from ppss_queue.scripts import Call, Plain
+from ppss_queue.scripts import Call
+
+_NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
+"""To the next command."""
 
 
 @dataclass(slots=True)
 class _Sent:
-    call: Call | Plain
+    call: Call
     on_reply: Callable[[Reply], None]
     repeat: bool
-    optional: bool
     at: float = 0.0
     """time.monotonic() when it was written."""
 
@@ -45,17 +47,20 @@ class Link:
 
     def send(
         self,
-        call: Call | Plain,
+        call: Call,
         on_reply: Callable[[Reply], None],
         *,
         repeat: bool = True,
-        optional: bool = False,
     ) -> None:
         """Queues a call until `flush`. `repeat`: send it again after a lost connection; else it is answered None.
 
-        A call that Redis refuses is answered None too; `optional`: and that is no error.
+        A call that Redis refuses is answered None too.
         """
-        self._unsent.append(_Sent(call, on_reply, repeat, optional))
+        self._unsent.append(_Sent(call, on_reply, repeat))
+
+    def tell(self, commands: Iterable[Sequence[Argument]]) -> None:
+        """Writes commands that may get lost or be refused: Redis answers none of them. Raises ConnectFailed."""
+        self._connection.post([each for command in commands for each in (_NO_ANSWER, command)])
 
     def flush(self) -> None:
         """Writes what was queued, in one piece. Raises ConnectFailed."""
@@ -107,7 +112,7 @@ class Link:
                 sent.on_reply(None)
         self.flush()
 
-    def _command(self, call: Call | Plain) -> Sequence[Argument]:
+    def _command(self, call: Call) -> Sequence[Argument]:
         """With its source the first time: a call that must be sent again could be overtaken by those behind it."""
         if call.name in self._known:
             return call.command
@@ -121,8 +126,6 @@ class Link:
             # Its scripts were flushed. Calls behind this one may be answered first.
             self._unanswered.append(sent)
             self._connection.send([sent.call.command_with_source])
-        elif isinstance(reply, PpssError) and sent.optional:
-            sent.on_reply(None)
         elif isinstance(reply, Unavailable):
             # Read-only after a failover, disk full, BUSY: it passes, and nothing may be forgotten until then.
             self._unanswered.appendleft(sent)

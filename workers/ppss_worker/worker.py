@@ -284,11 +284,8 @@ class Worker:
     def _begin_ready(self) -> None:
         """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
         while batch := self._hand.deal():
-            for lease, _ in batch:
-                # Refused where Redis is full: `start`, which a script may do even then, makes up for it.
-                self._link.send(self._calls.begin(lease), _ignore, optional=True)
             try:
-                self._link.flush()
+                self._link.tell(self._calls.begin(lease) for lease, _ in batch)
                 while batch:
                     self._begin(*batch[0])
                     del batch[0]
@@ -434,7 +431,3 @@ class Worker:
             "node": self._settings.node,
             "slots": self._settings.slots,
         }
-
-
-def _ignore(reply: Reply) -> None:
-    """For calls whose answer tells nothing."""

@@ -53,7 +53,7 @@ class Client:
     def start(self, leases: tuple[Lease, ...]) -> None:
         """As a worker does for items that end soon; by a script in versions before 1.0."""
         if hasattr(self.calls, "begin"):
-            self.connection.execute_many([self.calls.begin(lease).command for lease in leases])
+            self.connection.execute_many([self.calls.begin(lease) for lease in leases])
         else:
             self.call(self.calls.start(leases[0].run, [(lease, 1) for lease in leases]))
 
