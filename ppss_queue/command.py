@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _NAMED_OUTPUT_DIR = re.compile(r"\$\{?[#!]?OUTPUT_DIR(?!\w)", re.ASCII)
+_COLUMN = re.compile(r"\{[1-9][0-9]*(?:\.|/|//|/\.)?\}")
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -111,6 +112,7 @@ def _parse_words(source: tuple[str, ...], strings: ReplacementStrings) -> Comman
     if not used:
         words.append(Word(parts=[ITEM.value], replaced=True))
     refuse_program_text(words, strings.item)
+    _refuse_columns(words)
     return Command(
         source,
         needs_output=not used.isdisjoint(OUTPUTS) or any(_NAMED_OUTPUT_DIR.search(text) for text in source),
@@ -130,6 +132,7 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
         text.append_item()
     for words in text.commands:
         refuse_program_text(words, strings.item)
+        _refuse_columns(words)
     refuse_evaluated(text.commands, strings.item)
     needs_output = not text.used.isdisjoint(OUTPUTS) or bool(_NAMED_OUTPUT_DIR.search(text.live_text))
     program = _program_of(text.first_word, functions)
@@ -140,6 +143,16 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
     meanings = (strings.meanings[name] for name in sorted(text.used))
     variables = tuple((meaning.variable, meaning.value) for meaning in meanings if meaning.variable)
     return Command(source, needs_output, program, script=text.script, variables=variables)
+
+
+def _refuse_columns(words: Sequence[Word]) -> None:
+    """As a word of its own `{1}` is what it is in GNU parallel; in others, such as `[0-9]{3}`, it is text."""
+    for word in words:
+        if _COLUMN.fullmatch(word.raw):
+            raise BadInput(
+                f"'{word.raw}' stands for a column of the item, and items have none yet: {{}} is the whole item. "
+                f"If it is meant as text, write \\{word.raw}"
+            )
 
 
 def _program_of(word: Word | None, functions: Collection[str]) -> str | None:

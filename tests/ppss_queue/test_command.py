@@ -131,10 +131,6 @@ def test_a_replacement_string_that_the_shell_would_read_is_refused(replacement: 
         parse_command("prog", replacement=replacement)
 
 
-def test_columns_are_text_for_now() -> None:
-    assert "{1} {name}" in script("echo {1} {name} {}")
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -651,6 +647,18 @@ def test_a_dry_run_can_be_pasted(text: str, item: str, tmp_path: Path) -> None:
     pasted = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, check=True)
     assert pasted.stdout == printed(parse_command(text), item, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["echo {1}", "echo {} {2.}", ["echo", "{1/}"], "a && b {3/.}"])
+def test_columns_of_gnu_parallel_are_refused(command: str | list[str]) -> None:
+    """They came out as they were, without a word."""
+    with pytest.raises(BadInput, match=r"stands for a column of the item, and items have none yet: \{\} is"):
+        parse_command(command)
+
+
+@pytest.mark.parametrize("command", ["grep -E '[0-9]{3}'", 'grep -E "a{1}"', "echo a{1} \\{1}", "echo '{1}'"])
+def test_braces_with_a_number_that_are_no_columns_are_not(command: str) -> None:
+    assert parse_command(command).source == command
 
 
 EVALUATED = """\
