@@ -145,6 +145,16 @@ class Model:
             self.state = RunState.DONE
             self.events[0, "done", 0] += 1
 
+    def cancel_the_rest(self) -> None:
+        """Someone at a dashboard may have requeued items after all were cancelled."""
+        for attempt in list(self.leased.values()):
+            if self.end_lease(attempt):
+                self.ends(attempt.lease.job, "canceled")
+        for job in [*self.ready, *self.delayed]:
+            self.ends(job, "canceled")
+        self.ready.clear()
+        self.delayed.clear()
+
     def notice(self) -> None:
         if self.state is RunState.DONE and self.ready:
             self.reopen()
@@ -194,9 +204,11 @@ class Model:
 
     def take(self, want: int, idle: int, worker: str) -> list[str]:
         """Jobs of the next claim: expired leases, due retries, then the queue."""
-        expired = sorted((a.expired, a.member, a) for a in self.leased.values() if a.expired is not None)
+        expired = sorted(
+            (not a.begun, a.expired, a.member, a) for a in self.leased.values() if a.expired is not None
+        )
         jobs = []
-        for _, _, attempt in expired[:want]:
+        for _, _, _, attempt in expired[:want]:
             if attempt.begun and attempt.worker == worker:
                 attempt.expired = None  # it was away, but it is back
             elif self._lost_but_not_failed(attempt):
@@ -403,6 +415,8 @@ class LeaseMachine(RuleBasedStateMachine):
     def _tidy(self) -> None:
         self.store.tidy()
         for model in self.runs.values():
+            if model.state is RunState.CANCELLED:
+                model.cancel_the_rest()
             model.notice()
 
     def _cancel_items(self, model: Model, jobs: list[str]) -> None:
