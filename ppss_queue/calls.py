@@ -69,11 +69,12 @@ class Calls:
     def begin(self, lease: Lease) -> Sequence[Argument]:
         """To be sent just before an item begins to run: from here its attempt counts, should the worker die.
 
-        A plain command, since each item has one. It changes nothing if the lease is lost, nor if it is repeated, and
-        where it is lost, or refused since Redis is full, `start` makes up for it: so nobody need read its answer.
+        A plain command, since each item has one. To be sent once: the deadline of the lease stays what it is, as
+        renewals may have moved it since the claim. It changes nothing if the lease is lost; where it gets lost
+        itself, or is refused since Redis is full, `start` makes up for it: so nobody need read its answer.
         """
-        score = f"{lease.deadline + 2 * HUNDRED_YEARS_SECONDS:.6f}"
-        return ("ZADD", self._keys.registry("wip", lease.run), "XX", "GT", score, lease.member)
+        wip = self._keys.registry("wip", lease.run)
+        return ("ZADD", wip, "XX", "INCR", HUNDRED_YEARS_SECONDS, lease.member)
 
     def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
         """(lease, slot) of attempts that have begun, to be shown as running."""
@@ -129,11 +130,10 @@ def read_claim(reply: Reply) -> Claimed:
         values = [text(value) for value in as_list(batch)]
         run, token = values[0], values[1]
         visibility[run] = float(values[2])
-        deadline = float(values[3])
-        for at in range(4, len(values), 6):
+        for at in range(3, len(values), 6):
             job, description, exact, root, attempts, failures = values[at : at + 6]
             item = Item(seq_of_job(job), exact or description, int(root or 0))
-            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0), deadline))
+            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
     wake, open_runs = text(parts[0]), integer(parts[1])
     return Claimed(
         leases=tuple(leases),

@@ -212,8 +212,6 @@ class Lease:
     """Attempts started before this one."""
     failures: int
     """Failed attempts that count against the retries."""
-    deadline: float = 0.0
-    """When it was to expire, by the clock of Redis, had nobody renewed it."""
 
     @cached_property
     def job(self) -> str:

@@ -1,7 +1,7 @@
 -- Leases up to `want` items of the open runs to a worker; expired leases and due retries come first.
 -- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
 --          a run newer than this worker or '', batch...}
--- where a batch is {run, token, visibility, deadline, job, description, item, root, attempts, failures, job, ...}.
+-- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
 --       runs without one or 0, allowed run or -excluded run... (no allowed one: all)
 local refused = check_schema(ARGV[1])
@@ -108,8 +108,7 @@ end
 
 local function lease(run, jobs, visibility)
   local token = string.format('%d-%s', redis.call('INCR', P .. 'tokens'), ARGV[3])
-  local deadline = string.format('%.6f', NOW + tonumber(visibility))
-  local batch, leases = { run, token, visibility, deadline }, {}
+  local batch, leases = { run, token, visibility }, {}
   for _, job in ipairs(jobs) do
     local values = redis.call('HMGET', job_key(job), 'description', 'item', 'root', 'attempts', 'failures')
     if values[1] then

@@ -8,7 +8,7 @@ local P, R = KEYS[1], KEYS[2]
 local CENTURY = 3155760000
 
 -- Added to the deadline of a lease whose item has begun to run; to that of other leases, one CENTURY. The worker
--- moves it itself, with a plain ZADD XX GT just before it starts the command (calls.py): a script per item is dear.
+-- moves it itself, with a plain ZADD XX INCR just before it starts the command (calls.py): a script per item is dear.
 local BEGUN = 2 * CENTURY
 
 -- Bytes of failures' output kept per run.

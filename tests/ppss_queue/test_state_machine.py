@@ -539,16 +539,14 @@ class LeaseMachine(RuleBasedStateMachine):
                 self._fail(attempts, {"fail": None, "retry": 0.0, "retry later": 1000.0}[what])
 
     def _begin(self, attempts: list[Attempt]) -> None:
-        """By a plain command: of a lease that is there, whatever became of its item."""
+        """By a plain command, which a worker sends once; of a lease that is there, whatever became of its item."""
+        attempts = [attempt for attempt in attempts if not attempt.begun]
         commands = [self.calls[attempt.worker].begin(attempt.lease) for attempt in attempts]
-        assert all(isinstance(reply, int) for reply in self.connection.execute_many(commands))
-        model = self.runs.get(attempts[0].lease.run)
-        for attempt in attempts:
-            if model and attempt.member in model.leased:
-                attempt.begun, attempt.expired = (
-                    True,
-                    None,
-                )  # `time_passes` did not change what the worker knows
+        replies = self.connection.execute_many(commands)
+        for attempt, reply in zip(attempts, replies, strict=True):
+            model = self.runs.get(attempt.lease.run)
+            attempt.begun = bool(model and attempt.member in model.leased)
+            assert (reply is not None) is attempt.begun
 
     def _start(self, attempts: list[Attempt]) -> None:
         run, worker, lost = attempts[0].lease.run, attempts[0].worker, []

@@ -402,8 +402,7 @@ def test_an_item_that_has_begun_counts_though_nobody_was_shown_it(bench: Bench) 
         worker = bench.worker(f"w{attempts}")
         begun, waiting = worker.claim(2)
         assert (begun.attempts, waiting.attempts) == (attempts, 0)
-        for _ in range(2):  # once more after a lost connection
-            worker.begin(begun)
+        worker.begin(begun)
         assert bench.counts("r").running == 1
         bench.expire(begun, waiting)
         assert bench.counts("r").expired == 2
@@ -425,6 +424,20 @@ def test_what_is_over_at_once_has_its_attempt_and_its_place_in_rqs_lists(bench: 
     assert [job[b"attempts"] for job in jobs] == [b"1"] * 3
     assert jobs[0][b"worker_name"] == b"w" and jobs[0][b"started_at"] < jobs[0][b"ended_at"]
     assert bench.states("r") == {"ready": 1, "delayed": 1, "succeeded": 1}
+
+
+def test_begin_leaves_a_renewed_deadline_as_it_is(bench: Bench) -> None:
+    """Regression: it set that of the claim, so an item that had been held for a while was soon given away."""
+    bench.run("r", 1)
+    worker = bench.worker()
+    (lease,) = worker.claim()
+    wip = KEYS.registry("wip", "r")
+    renewed = bench.now() + 1000 + HUNDRED_YEARS_SECONDS
+    bench.redis.zadd(wip, {lease.member: renewed}, xx=True)
+    worker.begin(lease)
+    assert bench.redis.zscore(wip, lease.member) == pytest.approx(renewed + HUNDRED_YEARS_SECONDS, abs=1)
+    assert worker.start(lease) == ()
+    assert bench.redis.zscore(wip, lease.member) == pytest.approx(renewed + HUNDRED_YEARS_SECONDS, abs=1)
 
 
 def test_begin_changes_nothing_of_a_lease_that_is_lost(bench: Bench) -> None:
