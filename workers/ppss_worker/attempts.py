@@ -85,6 +85,8 @@ class Attempts:
         self._running: dict[int, Running] = {}
         self._newest_at = 0.0
         """When the last one began, time.monotonic()."""
+        self._ending: dict[int, Running] = {}
+        """Between `vacate` and `ended`."""
         self._publishing: dict[str, Running] = {}
         self.seconds_each = 0.0
         """Moving average of how long attempts take; 0: none ended yet."""
@@ -154,12 +156,13 @@ class Attempts:
         running = self._running.get(pid)
         if running is None or running.run.function is not None:
             return None
+        self._ending[pid] = self._running.pop(pid)  # apart: the next command may get the same number
         running.vacated = True
         return running.slot
 
     def ended(self, exited: Exit) -> int | None:
         """Handles the end of a process; returns the slot that is free now. None: it was before, or is none of ours."""
-        running = self._running.pop(exited.pid, None)
+        running = self._ending.pop(exited.pid, None) or self._running.pop(exited.pid, None)
         if running is None:
             return None
         no_answer = running.run.function is not None and exited.exit_code == 0
