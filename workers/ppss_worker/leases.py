@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -105,6 +106,8 @@ class LeaseKeeper:
             os.write(self._wake_writer, b"!")
 
     def _keep(self) -> None:
+        # Else each SIGCHLD that comes while the main thread spawns would wake this one up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         renewed = heartbeat = time.monotonic()
         missed = False  # a run may have been paused or resumed while there was no connection
         while not self._stopping:
