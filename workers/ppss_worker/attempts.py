@@ -5,6 +5,7 @@ begin -> (the command ends) -> publish its outputs -> tell the outbox, and the o
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -355,7 +356,9 @@ class Attempts:
     def _made_up(lease: Lease, run: ActiveRun, slot: int, scratch: Scratch | None = None) -> Running:
         """For an attempt without a process."""
         now = time.monotonic()
-        return Running(lease, run, slot, Child(0, -1, -1, now, True), scratch, now, time.time(), None)
+        return Running(
+            lease, run, slot, Child(0, -1, -1, now, os.close, True), scratch, now, time.time(), None
+        )
 
 
 def _kept(child: Child) -> bytes:

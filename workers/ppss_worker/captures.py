@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import stat
 from pathlib import Path
+from typing import TypeAlias
 
 from ppss_queue.errors import MachineFailed
 
@@ -17,10 +20,103 @@ _ESCAPE_SEQUENCE = re.compile(
     r"|\x1b[ -/]*[0-~]"
 )
 
+SpawnAction: TypeAlias = tuple[int, int, int] | tuple[int, int, str, int, int]
+"""An element of `file_actions` of os.posix_spawn."""
 
-def open_capture(directory: str, flags: int = 0) -> int:
-    """A new file without a name, for reading and writing. Raises MachineFailed."""
-    flags |= os.O_RDWR
+_MODE = stat.S_IFREG | 0o600
+
+
+class Captures:
+    """Files without a name for what commands print. Used by one thread.
+
+    A file system takes up to 50 us to make and delete one, so they are used again - but only where it is sure that
+    no process has one open any more: one that left its command's group (`setsid`) may print for ever. The kernel
+    knows: it grants a write lease on a file that nobody has opened but who asks. So that it can tell, a command
+    opens its capture files itself (`action`): what it inherits counts as the worker's own. Where one of that can't
+    be done (no /proc, a file system without leases), each file is used once.
+    """
+
+    def __init__(self, directory: str) -> None:
+        """`directory` must exist, and have room for all that running commands print."""
+        self._directory = directory
+        self._in_use = 0
+        self._spare: list[int] = []
+        names = _descriptor_names()
+        self._names = names if names and _can_be_used_again(directory, names) else ""
+
+    def take(self, flags: int = 0) -> int:
+        """An empty file, opened for reading and writing; `flags` for whoever `action` gives it to. MachineFailed."""
+        taken = self._spare.pop() if self._spare else _new_file(self._directory, os.O_RDWR | flags)
+        self._in_use += 1
+        return taken
+
+    def action(self, descriptor: int, target: int, flags: int = 0) -> SpawnAction:
+        """What gives it to a command as its descriptor `target`."""
+        if not self._names:
+            return os.POSIX_SPAWN_DUP2, descriptor, target
+        return os.POSIX_SPAWN_OPEN, target, f"{self._names}{descriptor}", os.O_RDWR | flags, 0
+
+    def give_back(self, descriptor: int) -> None:
+        """What is in it is not read any more. No more are kept than are in use."""
+        self._in_use -= 1
+        if self._names and len(self._spare) < self._in_use and _is_ours_alone(descriptor):
+            self._spare.append(descriptor)
+        else:
+            os.close(descriptor)
+        while len(self._spare) > self._in_use:
+            os.close(self._spare.pop())
+
+    def close(self) -> None:
+        """Closes what is not in use."""
+        while self._spare:
+            os.close(self._spare.pop())
+
+
+def _descriptor_names() -> str:
+    """What, before the number of a descriptor of ours, makes a name by which our children can open it; or nothing."""
+    try:
+        folder = f"/proc/{os.readlink('/proc/self')}/fd/"
+        return folder if os.stat(folder).st_uid == os.geteuid() else ""  # closed to them, were it not
+    except OSError:
+        return ""
+
+
+def _can_be_used_again(directory: str, names: str) -> bool:
+    """Whether a file there can be opened by the name of its descriptor, and leased."""
+    try:
+        tried = _new_file(directory, os.O_RDWR)
+    except MachineFailed:  # told when one is needed
+        return False
+    try:
+        os.close(os.open(f"{names}{tried}", os.O_RDWR))
+        return _is_ours_alone(tried)
+    except OSError:
+        return False
+    finally:
+        os.close(tried)
+
+
+def _is_ours_alone(descriptor: int) -> bool:
+    """Whether no other process can read or write a capture file, now and later; it is empty then.
+
+    Whoever opens it in the moment of the lease sends us a SIGIO, which the worker catches.
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        found = os.fstat(descriptor)  # behind that: nothing can be added any more
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        if found.st_mode != _MODE or found.st_nlink:  # a command may change that of its stdout
+            return False
+        if found.st_size:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+    except OSError:
+        return False
+    return True
+
+
+def _new_file(directory: str, flags: int) -> int:
+    """A new file without a name. Raises MachineFailed."""
     try:
         try:
             return os.open(directory, flags | getattr(os, "O_TMPFILE", 0), 0o600)

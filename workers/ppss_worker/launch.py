@@ -5,7 +5,6 @@ from __future__ import annotations
 import selectors
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from ppss_queue.command import ItemValues
 from ppss_queue.model import Lease
@@ -22,14 +21,12 @@ class Launcher:
         self,
         spawner: Spawner,
         selector: selectors.BaseSelector,
-        captures: Path,
         on_answer: Callable[[int, dict[str, object]], None],
         on_output: Callable[[Lease, int, bytes], None] | None,
     ) -> None:
         """`on_answer`: a function (pid of its process) is done with an item. `on_output`: stream outputs to it."""
         self._spawner = spawner
         self._selector = selector
-        self._captures = captures
         self._on_answer = on_answer
         self._on_output = on_output
         self._streams: dict[int, Stream] = {}
@@ -45,7 +42,7 @@ class Launcher:
         variables = {**run.environment, **run.variables(lease, values), **invocation.variables}
         if self._on_output is None:
             return self._spawner.spawn(invocation.argv, variables, run.spec.directory)
-        stream = Stream(self._selector, self._captures, partial(self._on_output, lease))
+        stream = Stream(self._selector, self._spawner.captures, partial(self._on_output, lease))
         child: Child | None = None
         try:
             child = self._spawner.spawn(

@@ -1,7 +1,7 @@
 """Commands as processes: spawn, capture, signal, reap.
 
 A command is one process group, spawned directly (posix_spawn, no thread, no shell unless its argv has one).
-Its output goes to fresh unlinked files: a pipe would block it at 64 KiB unless drained, memory could grow
+Its output goes to unlinked files (captures.py): a pipe would block it at 64 KiB unless drained, memory could grow
 without end, and a file of its own takes no late output of another command. All of it is used from one thread,
 which learns of ended children through `ChildSignals`.
 """
@@ -13,12 +13,12 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ppss_queue.errors import ExitCode, MachineFailed, PpssError
-from ppss_worker.captures import open_capture
+from ppss_worker.captures import Captures, SpawnAction
 from ppss_worker.guardian import Guardian, kill_group
 
 _MACHINE_ERRORS = frozenset(
@@ -35,6 +35,7 @@ _DEFAULT_SIGNALS = (
     signal.SIGHUP,
     signal.SIGCHLD,
 )
+_NO_INPUT: SpawnAction = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 
 
 class SpawnFailed(PpssError):
@@ -67,6 +68,8 @@ class Child:
     stdout: int
     stderr: int
     started: float
+    give_back: Callable[[int], None]
+    """What is done with a capture file that is not needed any more."""
     reaped: bool = False
 
     def terminate(self) -> None:
@@ -79,10 +82,10 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Closes the capture files, and so deletes them."""
+        """Gives up the capture files, and what is in them."""
         for descriptor in (self.stdout, self.stderr):
             if descriptor >= 0:
-                os.close(descriptor)
+                self.give_back(descriptor)
         self.stdout = self.stderr = -1
 
     def _signal(self, number: int) -> None:
@@ -111,7 +114,7 @@ class Spawner:
     def __init__(self, guardian: Guardian, capture_directory: Path) -> None:
         """`capture_directory` must exist and have room for all that running commands print."""
         self._guardian = guardian
-        self._captures = str(capture_directory)
+        self.captures = Captures(str(capture_directory))
         self._running: dict[int, Child] = {}
         self._exits: list[Exit] = []  # kept here: what was buried before an error is told by the next call
         self._unguarded = False
@@ -135,13 +138,18 @@ class Spawner:
         """
         _enter(directory)
         name, value = self._guardian.marker
-        child = Child(pid=0, stdout=-1, stderr=-1, started=time.monotonic())
+        captures = self.captures
+        child = Child(0, -1, -1, time.monotonic(), captures.give_back)
+        out: SpawnAction = (os.POSIX_SPAWN_DUP2, stdout or 0, 1)
+        err: SpawnAction = (os.POSIX_SPAWN_DUP2, stderr or 0, 2)
         try:
             if stdout is None:
-                stdout = child.stdout = open_capture(self._captures, 0)
+                child.stdout = captures.take()
+                out = captures.action(child.stdout, 1)
             if stderr is None:  # appends: nothing may overwrite what `> /dev/stderr` in a script prints
-                stderr = child.stderr = open_capture(self._captures, os.O_APPEND)
-            child.pid = self._start(argv, {**environment, name: value}, directory, stdout, stderr)
+                child.stderr = captures.take(os.O_APPEND)
+                err = captures.action(child.stderr, 2, os.O_APPEND)
+            child.pid = self._start(argv, {**environment, name: value}, directory, (_NO_INPUT, out, err))
         except PpssError:
             child.close()
             raise
@@ -186,7 +194,11 @@ class Spawner:
         return True
 
     def _start(
-        self, argv: Sequence[str], environment: Mapping[str, str], directory: str, stdout: int, stderr: int
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        directory: str,
+        streams: Sequence[SpawnAction],
     ) -> int:
         """Pid of the new process. What is executable but no program is a bash script, as in a shell."""
         name = program = argv[0]
@@ -194,12 +206,12 @@ class Spawner:
             if "/" not in name:
                 program = self._find(name, environment, directory)
             try:
-                return _posix_spawn(program, argv, environment, stdout, stderr)
+                return _posix_spawn(program, argv, environment, streams)
             except OSError as error:
                 if error.errno != errno.ENOEXEC:
                     raise
                 shell = self._find_shell(environment, directory)
-                return _posix_spawn(shell, [shell, "--", program, *argv[1:]], environment, stdout, stderr)
+                return _posix_spawn(shell, [shell, "--", program, *argv[1:]], environment, streams)
         except OSError as error:
             raise _failure(error, name, program) from None
         except ValueError as error:
@@ -242,17 +254,13 @@ def _enter(directory: str) -> None:
 
 
 def _posix_spawn(
-    program: str, argv: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
+    program: str, argv: Sequence[str], environment: Mapping[str, str], streams: Sequence[SpawnAction]
 ) -> int:
     return os.posix_spawn(
         program,
         list(argv),
         environment,
-        file_actions=(
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, stdout, 1),
-            (os.POSIX_SPAWN_DUP2, stderr, 2),
-        ),
+        file_actions=streams,
         setpgroup=0,
         setsigmask=(),
         setsigdef=_DEFAULT_SIGNALS,

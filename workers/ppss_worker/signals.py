@@ -52,7 +52,8 @@ class ChildSignals:
 def catch_stop_signals(stack: ExitStack) -> None:
     """SIGTERM, SIGINT and SIGHUP only arrive through `ChildSignals`, until the stack is left; main thread only.
 
-    A third Ctrl-C ends the process, whatever hangs: the guardian kills what runs, the leases expire.
+    So does SIGIO, which captures.py may cause. A third Ctrl-C ends the process, whatever hangs: the guardian
+    kills what runs, the leases expire.
     """
     interrupts = 0
 
@@ -62,7 +63,7 @@ def catch_stop_signals(stack: ExitStack) -> None:
         if interrupts > _INTERRUPTS_AT_MOST:
             os._exit(ExitCode.INTERRUPTED)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN:
             continue  # `nohup`, `&` in a script: who started it wants it to live on
         stack.callback(signal.signal, number, signal.signal(number, handle))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import selectors
 from collections.abc import Callable
-from pathlib import Path
 
-from ppss_worker.captures import open_capture
+from ppss_worker.captures import Captures
 from ppss_worker.process import Child
 
 _READ_BYTES = 65536
@@ -18,13 +17,14 @@ class Stream:
     """stdout and stderr of one command, through pipes into capture files, each piece shown to `on_data`."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, directory: Path, on_data: Callable[[int, bytes], None]
+        self, selector: selectors.BaseSelector, captures: Captures, on_data: Callable[[int, bytes], None]
     ) -> None:
         """`on_data` gets 1 or 2 (stdout, stderr) and the bytes."""
         self._selector = selector
         self._on_data = on_data
         self._readers: dict[int, int] = {}
-        self._captures = {target: open_capture(str(directory)) for target in _PIPES}
+        self._give_back = captures.give_back
+        self._captures = {target: captures.take() for target in _PIPES}
         self.writers: dict[int, int] = {}
         """To be given to the command; closed by `attach`."""
         for target in _PIPES:
@@ -41,7 +41,7 @@ class Stream:
         else:
             self.finish()
             for capture in self._captures.values():
-                os.close(capture)
+                self._give_back(capture)
 
     def pump(self) -> None:
         """Takes in what has come: one read, lest a command that never stops printing keeps the worker here."""

@@ -138,9 +138,10 @@ class Worker:
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
+            stack.callback(spawner.captures.close)
             selector = stack.enter_context(selectors.DefaultSelector())
             on_output = self._observer.output if self._settings.line_buffer else None
-            launcher = Launcher(spawner, selector, captures, self._answered, on_output)
+            launcher = Launcher(spawner, selector, self._answered, on_output)
             stack.callback(launcher.close)
             self._attempts = Attempts(
                 launcher,
