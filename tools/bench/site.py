@@ -64,7 +64,9 @@ class Site:
         self.version = version
         self.name = version.name
         self.directory = Path(tempfile.mkdtemp(prefix="ppss-bench-"))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PPSS_", "RQ_"))}
+        # PYTHON*: an installed program has its bytecode, so a PYTHONDONTWRITEBYTECODE must not keep it from this one.
+        foreign = ("PPSS_", "RQ_", "PYTHON")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.environment: Mapping[str, str] = {
             **kept,
             "PPSS_STATE_DIR": str(self.directory / "state"),
