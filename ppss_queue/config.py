@@ -6,7 +6,6 @@ Top-level keys are option names without the dashes, and count for every verb tha
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -67,6 +66,8 @@ def _set(found: dict[str, object], path: Path, name: str, value: object, names: 
 
 def closest(name: str, names: Collection[str]) -> str | None:
     """What was probably meant: the most similar name, if it is a slip of a letter or two away."""
+    import difflib
+
     return next(iter(difflib.get_close_matches(name, names, 1, _SIMILARITY)), None)
 
 

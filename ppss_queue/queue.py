@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -178,6 +177,8 @@ class Queue:
         return sorted(views, key=lambda view: view.name)
 
     def _create(self, spec: RunSpec) -> str:
+        import secrets
+
         length = 4
         while True:
             rest = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(length - 1))

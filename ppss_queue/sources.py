@@ -14,7 +14,6 @@ Rules worth knowing, each in one place:
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -208,6 +207,8 @@ def _suggestion(path: str, cwd: str) -> str:
         head, name = os.path.split(head)
     near: list[str] = []
     with suppress(OSError), os.scandir(os.path.join(cwd, head)) as entries:
+        import difflib
+
         near = difflib.get_close_matches(name, [entry.name for entry in islice(entries, _MAX_SIBLINGS)], 1)
     if not near:
         return f"Relative paths start from {cwd!r}."

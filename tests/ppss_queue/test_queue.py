@@ -304,7 +304,7 @@ def test_an_id_is_never_a_word_that_means_another_queue_or_run() -> None:
 
 
 def test_an_id_that_is_taken_gives_a_longer_one(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppss_queue.queue.secrets.choice", lambda characters: characters[-1])
+    monkeypatch.setattr("secrets.choice", lambda characters: characters[-1])
     assert [queue.enqueue([], command="true").id for _ in range(3)] == ["zzzz", "zzzzz", "zzzzzz"]
 
 

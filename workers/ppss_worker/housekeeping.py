@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -83,6 +82,8 @@ class Housekeeping:
             if isinstance(reply, int) and reply > 0:
                 self._link.send(Call(self._keys, verb, (run, CHUNK)), partial(go_on, verb, run))
             elif reply == 0 and verb == "purge":
+                import shutil
+
                 shutil.rmtree(self._state_directory / "logs" / run, ignore_errors=True)
 
         def tidied(reply: Reply) -> None:

@@ -7,7 +7,6 @@ dies (guardian.py).
 from __future__ import annotations
 
 import os
-import secrets
 import selectors
 import signal
 import socket
@@ -55,12 +54,12 @@ class Worker:
 
     def __init__(self, connection: Connection, keys: Keys, settings: Settings, observer: Observer) -> None:
         """`connection` becomes the worker's own."""
-        self.name = f"{settings.node}.{os.getpid()}-{secrets.token_hex(2)}"
+        self.name = f"{settings.node}.{os.getpid()}-{os.urandom(2).hex()}"
         self._settings = settings
         self._observer = observer
         self._keys = keys
         self._connection = connection
-        self._calls = Calls(keys, self.name, secrets.token_hex(4))
+        self._calls = Calls(keys, self.name, os.urandom(4).hex())
         self._link = Link(connection)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._claims = Claims(
