@@ -152,13 +152,16 @@ def last_line(stdout: int, stderr: int) -> str:
         tail, size = capture_tail(descriptor, _LAST_LINE_WINDOW_BYTES)
         if not size:
             continue
-        # A progress bar's lines end in \r.
-        for line in reversed(re.split(r"[\r\n]", tail.decode("utf-8", "replace"))):
-            if text := _printable(line):
+        rest = tail.replace(b"\r", b"\n").rstrip()  # a progress bar's lines end in \r
+        while rest:
+            rest, _, line = rest.rpartition(b"\n")
+            if text := _printable(line.decode("utf-8", "replace")):
                 return text[:_LAST_LINE_CHARACTERS]
     return ""
 
 
 def _printable(line: str) -> str:
     plain = _ESCAPE_SEQUENCE.sub("", line)
-    return "".join(c if c.isprintable() else " " if c.isspace() else "" for c in plain).strip()
+    if not plain.isprintable():
+        plain = "".join(c if c.isprintable() else " " if c.isspace() else "" for c in plain)
+    return plain.strip()
