@@ -1,0 +1,30 @@
+"""The fixture `lab`: three real hosts, as new for each test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hosts.lab import Lab, NoLab, up
+
+_HOSTS = 3
+
+
+@pytest.fixture(scope="session")
+def _session_lab() -> Iterator[Lab]:
+    """The lab of this xdist worker; without root or a program the test is skipped at home and fails in CI."""
+    try:
+        with up(_HOSTS) as lab:
+            yield lab
+    except NoLab as reason:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must run a lab of hosts: {reason}")
+        pytest.skip(f"no lab of hosts here: {reason}")
+
+
+@pytest.fixture
+def lab(_session_lab: Lab) -> Iterator[Lab]:
+    """Hosts master, n1 and n2 as they were at first, whatever the test before did to them."""
+    yield _session_lab
+    _session_lab.reset()
