@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from ppss_queue.errors import BadInput
 
 _DEFAULT_PORTS = {"redis": 6379, "rediss": 6379, "redis+sentinel": 26379}
-_FORMS = "redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH or redis+sentinel://HOST:PORT/SERVICE"
+_FORMS = "redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH, redis+sentinel://HOST:PORT/SERVICE or ssh://USER@HOST"
+_SHELL_CHARACTERS = re.compile(r"""[\s'"`$\\;&<>|(){}*?\x00-\x1f\x7f]""")
+"""In no name of a host or user: ProxyCommand in ~/.ssh/config would put them into a shell command."""
+
+
+@dataclass(frozen=True, slots=True)
+class SshHost:
+    """A machine that is reached over SSH; what is not given, ~/.ssh/config or the defaults of ssh say."""
+
+    host: str
+    """A name, an address, or a Host of ~/.ssh/config."""
+    user: str = ""
+    port: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> SshHost:
+        """Read `[user@]host[:port]`. Raises BadInput, without showing a password."""
+        credentials, _, location = text.rpartition("@")
+        if ":" in credentials:
+            raise BadInput(
+                f"'{credentials.partition(':')[0]}:***@{location}' has a password, but ssh:// works with keys only. "
+                "Leave it out, and bring a key there: ssh-copy-id"
+            )
+        match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]+))(?::([0-9]+))?", location)
+        user = _decoded(credentials)
+        host = (match[1] or match[2]) if match else ""
+        if match is None or any(
+            name.startswith("-") or _SHELL_CHARACTERS.search(name) for name in (host, user)
+        ):
+            raise BadInput(f"{text!r} is no host that SSH can reach: write [USER@]HOST[:PORT].")
+        if match[3] and not 0 < int(match[3]) < 65536:
+            raise BadInput(f"a port is a number from 1 to 65535, not {match[3]}: correct {text!r}.")
+        return cls(host, user, int(match[3]) if match[3] else None)
+
+    def display(self) -> str:
+        """`user@host:port`, as far as they were given; `parse` understands it again."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{quote(self.user, '', errors='surrogateescape')}@" if self.user else ""
+        return f"{user}{host}" + (f":{self.port}" if self.port else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +55,7 @@ class Address:
     """Where a Redis server is and who we are there; `display()` is safe to print, `repr()` too."""
 
     scheme: str
-    """redis, rediss (TLS), unix or redis+sentinel."""
+    """redis, rediss (TLS), unix, redis+sentinel, or ssh: the embedded server of the user of `via`."""
     hosts: tuple[tuple[str, int], ...] = ()
     """Host and port; of a sentinel address all sentinels; of a unix address none."""
     path: str = ""
@@ -28,19 +66,22 @@ class Address:
     password: str = field(default="", repr=False)
     """Credentials of Redis itself; sentinels are asked without any."""
     db: int = 0
+    via: SshHost | None = None
+    """The machine from which the server is reached; None: from this one."""
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read a URL; user, password and path are percent-decoded, the database is `/N` or `?db=N`.
 
-        Raises BadInput for anything else, without showing the password.
+        `ssh://[user@]host[:port]` alone is the embedded server there; followed by another address, that server
+        as seen from there. Raises BadInput for anything else, without showing the password.
         """
+        if text[:6].lower() == "ssh://":
+            return cls._parse_ssh(text[6:])
         try:
             url = urlsplit(text)
         except ValueError as error:
             raise _refused(text, str(error)) from None
-        if url.scheme == "ssh":
-            raise _refused(text, f"ssh:// addresses come with a later version; until then use {_FORMS}")
         if url.scheme not in (*_DEFAULT_PORTS, "unix"):
             raise _refused(text, f"write {_FORMS}")
         if "#" in text:
@@ -63,8 +104,24 @@ class Address:
         db = _database(text, url, database)
         return cls(url.scheme, hosts, "", _decoded(service), username, password, db)
 
+    @classmethod
+    def _parse_ssh(cls, text: str) -> Address:
+        host, _, inner = text.partition("/")
+        if "@" in inner and not re.match(r"[a-z+]+:/", inner):  # a password with a slash
+            host = text
+        via = SshHost.parse(host)
+        if inner[:4].lower() == "ssh:":
+            raise BadInput(
+                f"ssh://{via.display()} is followed by another host. For one on the way set ProxyJump in "
+                "~/.ssh/config."
+            )
+        return replace(cls.parse(inner), via=via) if inner else cls("ssh", via=via)
+
     def display(self) -> str:
         """The address for messages: `parse` understands it again, but for the password, shown as `***`."""
+        if self.via is not None:
+            inner = "" if self.scheme == "ssh" else f"/{replace(self, via=None).display()}"
+            return f"ssh://{self.via.display()}{inner}"
         credentials = quote(self.username, "", errors="surrogateescape") + (":***" if self.password else "")
         at = f"{credentials}@" if credentials else ""
         if self.scheme == "unix":

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from hiredis import ProtocolError, Reader
 
@@ -24,6 +24,9 @@ from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed, Unavailab
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.resp import Argument, packed, pieces
 from ppss_queue.server_info import ServerInfo
+
+if TYPE_CHECKING:
+    from ppss_queue.ssh.line import Line
 
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
 """What Redis answers (RESP2)."""
@@ -45,13 +48,21 @@ class Connection:
     """
 
     def __init__(
-        self, address: Address, *, name: str = "ppss", patience_seconds: float | None = None
+        self,
+        address: Address,
+        *,
+        name: str = "ppss",
+        patience_seconds: float | None = None,
+        line: Line | None = None,
     ) -> None:
         """Not open yet. `name` is what CLIENT LIST shows, without blanks.
 
         `patience_seconds`: how long a call waits for a server that says nothing; None: for ever.
+        `line`: what leads to `address.via`.
         """
         self.address = address
+        self.line = line
+        """The SSH connection that this one goes through, shared with all its clones; None: there is none."""
         self._patience_seconds = patience_seconds
         self.server: ServerInfo | None = None
         """Set by `check_server`."""
@@ -65,19 +76,27 @@ class Connection:
         """Came already; those of the oldest commands first."""
 
     @classmethod
-    def open(cls, address: Address, *, name: str = "ppss") -> Connection:
+    def open(cls, address: Address, *, name: str = "ppss", accept_new: bool = False) -> Connection:
         """Connect, log in, and wait up to 30 s for a server that is still loading its data.
 
-        Raises ConnectFailed if the server can't be reached within 5 s or refuses the login.
+        `accept_new`: over SSH, trust a host that nothing is known of. Raises ConnectFailed if the server can't be
+        reached within 5 s (over SSH 20) or refuses the login.
         """
-        connection = cls(address, name=name)
+        line = None
+        if address.via is not None:
+            from ppss_queue.ssh.line import Line
+
+            line = Line(address.via, accept_new=accept_new)
+        connection = cls(address, name=name, line=line)
         connection.reopen()
         return connection
 
     def clone(self, *, name: str | None = None, patience_seconds: float | None = None) -> Connection:
         """Open another connection to the same server, as patient unless told otherwise; raises like `open`."""
         patience_seconds = self._patience_seconds if patience_seconds is None else patience_seconds
-        other = Connection(self.address, name=name or self._name, patience_seconds=patience_seconds)
+        other = Connection(
+            self.address, name=name or self._name, patience_seconds=patience_seconds, line=self.line
+        )
         other.reopen()
         other.server = self.server
         return other
@@ -85,7 +104,7 @@ class Connection:
     def reopen(self) -> None:
         """Replace the socket by a new one (sentinels are asked again); raises like `open`."""
         self.close()
-        address = _master(self.address, self._name) if self.address.service else self.address
+        address = self._master() if self.address.service else self.address
         deadline = time.monotonic() + LOADING_SECONDS
         while True:
             try:
@@ -240,11 +259,29 @@ class Connection:
                 raise
         return bool(self._replies)
 
+    def _master(self) -> Address:
+        """The master's address, from the first sentinel that knows it; raises ConnectFailed if none does."""
+        service, failures = self.address.service, []
+        for sentinel in self.address.hosts:
+            asked = Address("redis", (sentinel,), via=self.address.via)
+            try:
+                with Connection(asked, name=self._name, line=self.line) as connection:
+                    connection.reopen()
+                    found = connection.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
+            except ServiceFailed as error:
+                failures.append(str(error))
+                continue
+            if isinstance(found, list):
+                host, port = (bytes(cast("bytes", part)).decode() for part in found)
+                return replace(self.address, scheme="redis", hosts=((host, int(port)),), service="")
+            failures.append(f"the sentinel at {asked.display()} knows no service {service!r}.")
+        raise ConnectFailed(f"no sentinel of {self.address.display()} names a master: {failures[-1]}")
+
     # The socket, which never blocks: all waiting is done in poll
 
     def _dial(self, address: Address) -> None:
         try:
-            self._socket = dial(address)
+            self._socket = dial(address, self.line)
         except (OSError, ValueError) as error:  # ValueError: a host that is no name, a path with NUL
             raise connection_failure(error, self.address, opened=False) from None
         self._socket.setblocking(False)
@@ -341,21 +378,3 @@ def _undelivered(opened: socket.socket) -> bool:
     """Whether TLS holds bytes that no poll would tell of."""
     pending = getattr(opened, "pending", None)
     return pending is not None and pending() > 0
-
-
-def _master(address: Address, name: str) -> Address:
-    """The master's address, from the first sentinel that knows it; raises ConnectFailed if none does."""
-    failures = []
-    for sentinel in address.hosts:
-        asked = Address("redis", (sentinel,))
-        try:
-            with Connection.open(asked, name=name) as connection:
-                found = connection.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
-        except ServiceFailed as error:
-            failures.append(str(error))
-            continue
-        if isinstance(found, list):
-            host, port = (bytes(cast("bytes", part)).decode() for part in found)
-            return replace(address, scheme="redis", hosts=((host, int(port)),), service="")
-        failures.append(f"the sentinel at {asked.display()} knows no service {address.service!r}.")
-    raise ConnectFailed(f"no sentinel of {address.display()} names a master: {failures[-1]}")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
 from ppss_queue.address import Address
+
+if TYPE_CHECKING:
+    from ppss_queue.ssh.line import Line
 
 CONNECT_SECONDS = 5.0
 """For the connect, for TLS, and again for the replies to the login."""
 
 
-def dial(address: Address) -> socket.socket:
+def dial(address: Address, line: Line | None = None) -> socket.socket:
     """A connected socket, TLS included (certificates are checked); it waits at most CONNECT_SECONDS.
 
-    Raises OSError, of which ssl.SSLError is one, or UnicodeError or ValueError for a name that can't be one.
+    `line` leads to `address.via`, if there is one. Raises OSError, of which ssl.SSLError is one, or UnicodeError or
+    ValueError for a name that can't be one; what the line raises is told already.
     """
+    if line is not None:
+        return _through(line, address)
     if address.scheme == "unix":
         return _unix(address.path)
     ((host, port),) = address.hosts
@@ -25,6 +32,23 @@ def dial(address: Address) -> socket.socket:
         for option, value in _keepalive().items():
             opened.setsockopt(socket.IPPROTO_TCP, option, value)
         return _with_tls(opened, host) if address.scheme == "rediss" else opened
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _through(line: Line, address: Address) -> socket.socket:
+    if address.scheme == "ssh":
+        return line.as_socket(line.open_gate("redis"))
+    if address.scheme == "unix":
+        return line.as_socket(line.open_unix(address.path))
+    ((host, port),) = address.hosts
+    opened = line.as_socket(line.open_tcp(host, port))
+    if address.scheme != "rediss":
+        return opened
+    try:
+        opened.settimeout(CONNECT_SECONDS)
+        return _with_tls(opened, host)
     except BaseException:
         opened.close()
         raise

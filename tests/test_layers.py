@@ -13,7 +13,7 @@ LAYERS = [
     ["errors"],
     ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
     ["shell_words", "replaced_text", "program_text", "evaluated_text", "shell_lexer"],
-    ["address", "failures", "dial", "resp", "lists", "walk", "server_binary"],
+    ["address", "failures", "dial", "ssh", "resp", "lists", "walk", "server_binary"],
     ["quoting", "command", "server", "sources", "connection", "server_info"],
     ["durability", "scripts", "changes", "replies", "rq_form"],
     ["calls", "store"],
@@ -27,6 +27,7 @@ LAYERS = [
 
 ONLY = {
     "hiredis": {"connection", "resp"},
+    "paramiko": {"ssh"},
     "redis": set[str](),
     "rq": {"broker"},
     "rq_dashboard": {"broker"},

@@ -41,6 +41,10 @@ def main() -> None:
     _open_missing_streams()
     if sys.argv[1:] in (["--version"], ["-V"]):
         _exit(_print_version())
+    if sys.argv[1:2] == ["gate"] and not {"-h", "--help"} & set(sys.argv):
+        from ppss_queue.cli.gate import main as gate  # without click: a master runs many of them
+
+        _exit(gate(sys.argv[2:]))
     from ppss_queue.cli.frame import run
 
     _exit(run(sys.argv[1:]))

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from ppss_queue import connection as subject
 from ppss_queue import dial
-from ppss_queue.address import Address
+from ppss_queue.address import Address, SshHost
 from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import (
@@ -195,6 +195,14 @@ def _message(error: pytest.ExceptionInfo[PpssError] | PpssError | None) -> str:
             "redis+sentinel://:pw@a,b:7001/main/4",
             Address("redis+sentinel", (("a", 26379), ("b", 7001)), service="main", password="pw", db=4),
         ),
+        ("ssh://master", Address("ssh", via=SshHost("master"))),
+        ("SSH://me@master:2222/", Address("ssh", via=SshHost("master", "me", 2222))),
+        ("ssh://m%C3%A9@[::1]", Address("ssh", via=SshHost("::1", "mé"))),
+        (
+            "ssh://me@master/redis://:p%2Fw@127.0.0.1/3",
+            Address("redis", (("127.0.0.1", 6379),), password="p/w", db=3, via=SshHost("master", "me")),
+        ),
+        ("ssh://master/unix:///run/s", Address("unix", path="/run/s", via=SshHost("master"))),
     ],
 )
 def test_an_address_is_read_as_written(text: str, expected: Address) -> None:
@@ -207,7 +215,13 @@ def test_an_address_is_read_as_written(text: str, expected: Address) -> None:
         ("", "write redis://"),
         ("localhost:6379", "write redis://"),
         ("http://db1", "write redis://"),
-        ("ssh://me@master", "come with a later version"),
+        ("ssh://", "write [USER@]HOST[:PORT]"),
+        ("ssh://me:pw@master", "works with keys only"),
+        ("ssh://-oProxyCommand=x@master", "is no host that SSH can reach"),
+        ("ssh://me@master;x", "is no host that SSH can reach"),
+        ("ssh://me@master:0", "from 1 to 65535, not 0"),
+        ("ssh://a/ssh://b", "set ProxyJump"),
+        ("ssh://a/b", "write redis://"),
         ("redis://", "names no host"),
         ("redis://:pw@", "names no host"),
         ("redis://db1:", "'db1:' is not of the form HOST:PORT"),
@@ -240,6 +254,9 @@ def test_another_address_is_refused_with_what_to_write(text: str, says: str) -> 
         "redis://me:s3/cr3t@db1",
         "redis://me:s3@cr3t@db1:x",
         "ssh://me:s3cr3t@h",
+        "ssh://me:s3/cr3t@h",
+        "ssh://me@h/redis://me:s3cr3t@db1:x",
+        "ssh://h/ssh://me:s3cr3t@db1",
         "redis://s3cr3t@",
     ],
 )

@@ -1,0 +1,143 @@
+"""The gate: what a node reaches of this machine over SSH, for whoever may execute `ppss gate` here.
+
+It is started for each connection that a node opens, so it is small and imports only what its service needs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+from collections.abc import Sequence
+
+from ppss_queue import __version__
+from ppss_queue.errors import BadInput, ExitCode, PpssError
+from ppss_queue.ssh.hello import Hello, asked_for
+
+SERVICES = ("redis", "files", "durable")
+_PIECE_BYTES = 64 * 1024
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serves one node on stdin and stdout; stdout gets nothing but the hello and the bytes of the service."""
+    service = ""
+    try:
+        service = _service(arguments)
+        {"redis": _redis, "files": _files, "durable": _durable}[service]()
+    except PpssError as error:
+        _say(Hello(__version__, service, " ".join(str(error).split("\n")), error.exit_code))
+        return error.exit_code
+    except OSError as error:
+        _say(Hello(__version__, service, f"the gate failed: {error}.", ExitCode.MACHINE_FAILED))
+        return ExitCode.MACHINE_FAILED
+    return ExitCode.OK
+
+
+def _service(arguments: Sequence[str]) -> str:
+    """What is asked for: by a word, or by SSH_ORIGINAL_COMMAND where the key has a forced command."""
+    original = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    service = arguments[0] if arguments else asked_for(original) or ""
+    if len(arguments) > 1 or service not in SERVICES:
+        raise BadInput(f"the gate opens {', '.join(SERVICES)}, not {' '.join(arguments) or original!r}.")
+    return service
+
+
+def _say(hello: Hello) -> None:
+    """Writes the hello. From now on stderr is silent: nobody reads it."""
+    sys.stdout.buffer.write(hello.encode())
+    sys.stdout.buffer.flush()
+    silent = os.open(os.devnull, os.O_RDWR)
+    os.dup2(silent, 2)
+    os.close(silent)
+
+
+def _redis() -> None:
+    from ppss_queue.server import ensure_running
+    from ppss_queue.server_place import default_place
+
+    place = default_place()
+    ensure_running(place)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(os.fsencode(place.socket))
+        _say(Hello(__version__, "redis"))
+        join(0, 1, server)
+
+
+def _files() -> None:
+    import importlib
+
+    try:
+        serve = importlib.import_module("ppss_worker.file_gate").serve
+    except ImportError:
+        raise BadInput(f"PPSS {__version__} can't stage files. Upgrade it.") from None
+    _say(Hello(__version__, "files"))
+    serve(0, 1)
+
+
+def _durable() -> None:
+    """What reaches the server is on disk when its answer comes, until the node closes stdin."""
+    from ppss_queue.address import Address
+    from ppss_queue.connection import Connection
+    from ppss_queue.durability import durable
+    from ppss_queue.server import ensure_running
+    from ppss_queue.server_place import default_place
+
+    place = default_place()
+    with Connection.open(Address.parse(ensure_running(place))) as connection, durable(place, connection):
+        _say(Hello(__version__, "durable"))
+        while os.read(0, _PIECE_BYTES):
+            pass
+
+
+def join(source: int, sink: int, server: socket.socket) -> None:
+    """Passes bytes both ways until either side ends; waits without looking again and again.
+
+    What the server said last still goes out, if the node reads it.
+    """
+    for descriptor in (source, sink):
+        os.set_blocking(descriptor, False)
+    server.setblocking(False)
+    up = down = b""
+    """To the server, and to the node: read already, not yet written."""
+    while True:
+        poll = select.poll()
+        wanted: dict[int, int] = {}
+        for descriptor, event in (
+            (server.fileno() if up else source, select.POLLOUT if up else select.POLLIN),
+            (sink if down else server.fileno(), select.POLLOUT if down else select.POLLIN),
+            (sink, 0),  # always: its hang-up is the node's
+        ):
+            wanted[descriptor] = wanted.get(descriptor, 0) | event
+        for descriptor, events in wanted.items():
+            poll.register(descriptor, events)
+        happened = dict(poll.poll())
+        try:
+            if happened.get(sink, 0) & (select.POLLERR | select.POLLHUP):
+                return
+            if not up and happened.get(source):
+                up = os.read(source, _PIECE_BYTES)
+                if not up:
+                    return
+            if not down and happened.get(server.fileno(), 0) & (
+                select.POLLIN | select.POLLHUP | select.POLLERR
+            ):
+                down = server.recv(_PIECE_BYTES)
+                if not down:
+                    return
+            up = _write(server.fileno(), up)
+            down = _write(sink, down)
+        except BlockingIOError:
+            continue
+        except OSError:  # one of them is gone
+            return
+
+
+def _write(descriptor: int, data: bytes) -> bytes:
+    """What could not be written now."""
+    if not data:
+        return b""
+    try:
+        return data[os.write(descriptor, data) :]
+    except BlockingIOError:
+        return data

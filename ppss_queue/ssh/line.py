@@ -1,0 +1,182 @@
+"""The line to a master: one SSH connection, shared by all that this process wants of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ppss_queue.address import SshHost
+from ppss_queue.errors import ConnectFailed, PpssError
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from ppss_queue.ssh.identities import Identities
+    from ppss_queue.ssh.login import Session
+    from ppss_queue.ssh.target import Target
+
+_OPEN_SECONDS = 15.0
+"""For a channel, or an answer to a request for a command."""
+_PROHIBITED = 1
+_CONNECT_FAILED = 2
+"""SSH_OPEN_ADMINISTRATIVELY_PROHIBITED and SSH_OPEN_CONNECT_FAILED of RFC 4254."""
+
+
+class Line:
+    """All threads may use it. The connection is made at the first use, and again at the next one after a loss.
+
+    While one thread connects the others wait, and share its failure. Nothing is inherited by commands. A line that
+    went dead is noticed within about 20 s: then every channel ends.
+    """
+
+    def __init__(self, host: SshHost, *, accept_new: bool = False) -> None:
+        """`accept_new`: trust the host from now on if nothing is known of it; a changed key never is."""
+        self.host = host
+        self._accept_new = accept_new
+        self._lock = threading.Lock()
+        self._target: Target | None = None
+        self._identities: Identities | None = None
+        self._session: Session | None = None
+        self._attempts = 0
+        self._failure: PpssError | None = None
+
+    def open_gate(self, service: str) -> paramiko.Channel:
+        """A channel to `ppss gate SERVICE` on the master, after its hello: all bytes are the service's own.
+
+        Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
+        """
+        from ppss_queue.ssh.greeting import await_hello
+        from ppss_queue.ssh.hello import remote_command
+
+        channel = self._channel("session", None)
+        try:
+            self._execute(channel, remote_command(service))
+            await_hello(channel, service, self.target)
+        except BaseException:
+            channel.close()
+            raise
+        channel.settimeout(None)
+        return channel
+
+    def open_tcp(self, host: str, port: int) -> paramiko.Channel:
+        """A channel to a port as the master sees it. Raises ConnectFailed, BadInput."""
+        return self._channel("direct-tcpip", (host, port))
+
+    def open_unix(self, path: str) -> paramiko.Channel:
+        """Raises BadInput, as paramiko can't do that."""
+        from ppss_queue.errors import BadInput
+
+        raise BadInput(
+            f"a unix socket behind {self.host.display()} can't be used. Give the port of that Redis, as in "
+            f"ssh://{self.host.display()}/redis://127.0.0.1:6379"
+        )
+
+    def as_socket(self, channel: paramiko.Channel) -> socket.socket:
+        """A socket joined to the channel, which belongs to it from now on; see `pump.as_socket`."""
+        from ppss_queue.ssh.pump import as_socket
+
+        return as_socket(channel)
+
+    def close(self) -> None:
+        """End the connection with all its channels; the next use opens another one."""
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    @property
+    def target(self) -> Target:
+        """What the address means here; read once. Raises BadInput."""
+        if self._target is None:
+            from ppss_queue.ssh.target import resolve
+
+            self._target = resolve(self.host)
+        return self._target
+
+    def _transport(self) -> paramiko.Transport:
+        """The living connection. Raises ConnectFailed, BadInput."""
+        seen = self._attempts
+        with self._lock:
+            if self._session is not None:
+                if self._session.transport.is_active():
+                    return self._session.transport
+                self._session.close()
+                self._session = None
+            if self._failure is not None and self._attempts != seen:
+                raise type(self._failure)(*self._failure.args)
+            self._failure = None
+            try:
+                self._session = self._log_in()
+            except PpssError as error:
+                self._failure = error
+                raise
+            finally:
+                self._attempts += 1
+            return self._session.transport
+
+    def _log_in(self) -> Session:
+        from ppss_queue.ssh.identities import Identities
+        from ppss_queue.ssh.login import log_in
+
+        if self._identities is None:
+            self._identities = Identities(self.target)
+        return log_in(self.target, self._identities, accept_new=self._accept_new)
+
+    def _channel(self, kind: str, destination: tuple[str, int] | None) -> paramiko.Channel:
+        import paramiko
+
+        transport = self._transport()
+        try:
+            if destination is None:
+                return transport.open_channel(kind, timeout=_OPEN_SECONDS)
+            return transport.open_channel(kind, destination, ("127.0.0.1", 0), timeout=_OPEN_SECONDS)
+        except paramiko.ChannelException as error:
+            raise self._refused(error.code, error.text, destination) from None
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._lost(transport, error) from None
+
+    def _execute(self, channel: paramiko.Channel, command: str) -> None:
+        import paramiko
+
+        from ppss_queue.ssh.failures import SshRefused
+
+        transport = channel.get_transport()
+        try:
+            channel.exec_command(command)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if transport.is_active():
+                raise SshRefused(
+                    f"sshd of {self.target.host} runs no commands for user '{self.target.user}' (ForceCommand, "
+                    "chroot?). Allow `ppss gate` there."
+                ) from None
+            raise self._lost(transport, error) from None
+
+    def _refused(self, code: int, text: str, destination: tuple[str, int] | None) -> ConnectFailed:
+        where = self.target.host
+        if destination is None:
+            return ConnectFailed(
+                f"sshd of {where} opens no more sessions in one connection ({text}). "
+                "Raise MaxSessions in its sshd_config."
+            )
+        place = f"{destination[0]}:{destination[1]}"
+        if code == _PROHIBITED:
+            return ConnectFailed(
+                f"sshd of {where} does not let this key reach {place} (forwarding is forbidden). Allow it there with "
+                f'permitopen="{place}", or use the embedded server: ssh://{self.host.display()}'
+            )
+        if code == _CONNECT_FAILED:
+            return ConnectFailed(
+                f"nothing listens at {place} of {where} ({text}). Start Redis there, or leave {place} out to use the "
+                "embedded server."
+            )
+        return ConnectFailed(f"sshd of {where} does not open {place} ({text}).")
+
+    def _lost(self, transport: paramiko.Transport, error: Exception) -> ConnectFailed:
+        """Ends a connection that does not answer; the next use makes another one."""
+        from ppss_queue.ssh.failures import lost
+
+        with suppress(OSError, EOFError):
+            transport.close()
+        return lost(self.target, str(error).rstrip(".") or "it hung up")

@@ -1,0 +1,111 @@
+"""The bytes below SSH: the socket to the server or to a ProxyCommand, and noticing that it went dead."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import subprocess
+from typing import Protocol
+
+from ppss_queue.ssh.target import Target
+
+CONNECT_SECONDS = 5.0
+"""For the connect alone."""
+SILENT_SECONDS = 20.0
+"""A server that says nothing for so long, though it was asked, is taken for lost."""
+ASK_SECONDS = 5.0
+"""How often it is asked."""
+_SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+
+class Stream(Protocol):
+    """What paramiko needs of a socket; its own channels have it too."""
+
+    def recv(self, count: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def close(self) -> object: ...
+
+
+class Wire:
+    """A socket for paramiko that counts how long the other side has been silent.
+
+    Counted are the seconds that were spent waiting for it, so that a worker which was stopped itself, or a laptop
+    that was shut, does not blame the server.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._timeout_seconds = 0.0
+        self.silent_seconds = 0.0
+        self._closed = False  # paramiko asks sockets for it
+
+    def recv(self, count: int, /) -> bytes:
+        """Raises TimeoutError, as a socket does, and ConnectionError after too long a silence."""
+        try:
+            data = self._stream.recv(count)
+        except TimeoutError:
+            self._count_silence()
+            raise
+        self.silent_seconds = 0.0
+        return data
+
+    def send(self, data: bytes, /) -> int:
+        """Raises as `recv`."""
+        try:
+            return self._stream.send(data)
+        except TimeoutError:
+            if self.silent_seconds > SILENT_SECONDS:
+                raise ConnectionError("no answer") from None
+            raise
+
+    def _count_silence(self) -> None:
+        self.silent_seconds += self._timeout_seconds
+        if self.silent_seconds > SILENT_SECONDS:
+            raise ConnectionError(f"no answer for {SILENT_SECONDS:g} s")
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        self._timeout_seconds = seconds or 0.0
+        self._stream.settimeout(seconds)
+
+    def close(self) -> None:
+        self._closed = True
+        self._stream.close()
+
+
+def connect(target: Target) -> socket.socket:
+    """A socket to the server itself. Raises OSError, UnicodeError."""
+    opened = socket.create_connection((target.host, target.port), CONNECT_SECONDS)
+    try:
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _SILENCE.items():
+            if hasattr(socket, name):
+                opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def run_proxy(target: Target) -> socket.socket:
+    """A socket that is stdin and stdout of the ProxyCommand, which ends when it is closed. Raises OSError.
+
+    The command is nobody's child: a worker looks at all of its own, and Ctrl-C is not meant for it.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        launcher = subprocess.Popen(
+            [
+                "/bin/sh",
+                "-c",
+                f"exec 3<&0; /bin/sh -c {shlex.quote('exec ' + target.proxy_command)} <&3 3<&- &",
+            ],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        launcher.wait()
+    return ours
