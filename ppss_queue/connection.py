@@ -88,7 +88,12 @@ class Connection:
 
             line = Line(address.via, accept_new=accept_new)
         connection = cls(address, name=name, line=line)
-        connection.reopen()
+        try:
+            connection.reopen()
+        except BaseException:
+            if line is not None:
+                line.close()
+            raise
         return connection
 
     def clone(self, *, name: str | None = None, patience_seconds: float | None = None) -> Connection:

@@ -42,3 +42,17 @@ def durable(place: ServerPlace, connection: Connection) -> Iterator[None]:
                 settings.execute("CONFIG", "SET", "appendfsync", "everysec")
     finally:
         os.close(lock)
+
+
+@contextmanager
+def durable_over_ssh(connection: Connection) -> Iterator[None]:
+    """The same on the embedded server of another machine, by a process there that ends with the `with`.
+
+    Raises ConnectFailed.
+    """
+    assert connection.line is not None
+    channel = connection.line.open_gate("durable")
+    try:
+        yield
+    finally:
+        channel.close()

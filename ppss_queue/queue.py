@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ppss_queue.address import Address
 from ppss_queue.connection import Connection
-from ppss_queue.durability import Durable, nothing_durable
+from ppss_queue.durability import Durable, durable_over_ssh, nothing_durable
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError
 from ppss_queue.keys import Keys
 from ppss_queue.model import Halt, RetryRule, RunSpec
@@ -28,13 +28,14 @@ _ID_LETTERS = "abcdefghjkmnpqrstvwxyz"
 _ID_CHARACTERS = "0123456789" + _ID_LETTERS
 
 
-def connect(address: str | None = None) -> Queue:
-    """The queue at `address` (redis://, rediss://, unix://, redis+sentinel://).
+def connect(address: str | None = None, *, accept_new: bool = False) -> Queue:
+    """The queue at `address` (redis://, rediss://, unix://, redis+sentinel://, ssh://).
 
-    None: $PPSS_URL if set, else this user's own server, which is started if need be. Use it as a context
-    manager, or call `close`. Raises BadInput, ConnectFailed, MachineFailed.
+    None: $PPSS_URL if set, else this user's own server, which is started if need be. `accept_new`: over SSH, trust a
+    host of which nothing is known. Use it as a context manager, or call `close`.
+    Raises BadInput, ConnectFailed, MachineFailed.
     """
-    return Queue.open(address or os.environ.get("PPSS_URL") or None)
+    return Queue.open(address or os.environ.get("PPSS_URL") or None, accept_new=accept_new)
 
 
 class Queue:
@@ -55,12 +56,14 @@ class Queue:
         self._durable = durable
 
     @classmethod
-    def open(cls, address: str | None) -> Queue:
+    def open(cls, address: str | None, *, accept_new: bool = False) -> Queue:
         """See `connect`."""
         keys = Keys.from_environment()
         if address is not None:
-            connection = Connection.open(Address.parse(address))
-            queue = cls(connection, keys, check_server(connection))
+            parsed = Address.parse(address)
+            connection = Connection.open(parsed, accept_new=accept_new)
+            durable_there = durable_over_ssh if parsed.scheme == "ssh" else nothing_durable
+            queue = cls(connection, keys, check_server(connection), durable_there)
         else:
             from ppss_queue.durability import durable
             from ppss_queue.server import ensure_running
@@ -74,6 +77,8 @@ class Queue:
 
     def close(self) -> None:
         self.connection.close()
+        if self.connection.line is not None:
+            self.connection.line.close()
 
     def __enter__(self) -> Queue:
         return self

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ppss_queue.cli import VERBS
+from ppss_queue.cli import HIDDEN, VERBS
 from ppss_queue.cli.frame import cli
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
@@ -18,7 +18,7 @@ Written from the code by `make docs`. Every option can be set by an environment 
 before `ppss.toml`.
 
 Exit codes: 0 all items succeeded; 1 some failed, or a halt rule stopped the run; 2 something to correct; 3 Redis
-failed; 4 the run was cancelled; 5 this machine failed (disk full); 130 interrupted.
+or SSH failed; 4 the run was cancelled; 5 this machine failed (disk full); 130 interrupted.
 """
 
 
@@ -26,7 +26,7 @@ def page() -> str:
     parts = [HEAD]
     group = click.Context(cli, info_name="ppss")
     assert isinstance(cli, click.Group)
-    for name in VERBS:
+    for name in (*VERBS, *HIDDEN):
         command = cli.get_command(group, name)
         assert command is not None
         context = click.Context(

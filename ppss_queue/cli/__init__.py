@@ -32,8 +32,14 @@ VERBS = {
     "purge": Entry("Steer", "control", "Forget runs that have ended."),
     "server": Entry("Set up", "admin", "Start, stop or look at your own Redis on this machine."),
     "dashboard": Entry("Set up", "admin", "Serve rq-dashboard, which shows runs and items in a browser."),
+    "trust": Entry("Set up", "hosts", "Show the host key of a machine, and trust it from now on."),
     "completion": Entry("Set up", "admin", "Print the completion script for a shell."),
 }
+
+HIDDEN = {
+    "gate": Entry("Set up", "hosts", "Let a node in that came over SSH; nodes execute this by themselves."),
+}
+"""Verbs that nobody types."""
 
 
 def main() -> None:

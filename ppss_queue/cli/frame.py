@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ppss_queue import config
-from ppss_queue.cli import VERBS
+from ppss_queue.cli import HIDDEN, VERBS
 from ppss_queue.cli.misuse import sentence_of
-from ppss_queue.cli.options import Option
+from ppss_queue.cli.options import ACCEPT_NEW, Option
 from ppss_queue.cli.say import fail, say
 from ppss_queue.errors import BadInput, ExitCode, MachineFailed, PpssError
 
@@ -36,7 +36,8 @@ def open_queue(url: str | None) -> Queue:
     """Raises BadInput, ServiceFailed, MachineFailed."""
     from ppss_queue.queue import connect
 
-    return connect(url)
+    context = click.get_current_context(silent=True)
+    return connect(url, accept_new=bool(context and context.meta.get(ACCEPT_NEW)))
 
 
 @contextmanager
@@ -125,9 +126,10 @@ class Ppss(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        entry = VERBS.get(cmd_name) or HIDDEN.get(cmd_name)
+        if entry is None:
             return None
-        module = importlib.import_module(f"ppss_queue.cli.{VERBS[cmd_name].module}")
+        module = importlib.import_module(f"ppss_queue.cli.{entry.module}")
         command = getattr(module, f"{cmd_name}_verb")
         assert isinstance(command, click.Command)
         return command
@@ -135,7 +137,12 @@ class Ppss(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
+        if (
+            args
+            and args[0] not in (*VERBS, *HIDDEN)
+            and not args[0].startswith("-")
+            and not ctx.resilient_parsing
+        ):
             close = config.closest(args[0], VERBS)
             hint = f"Did you mean '{close}'?" if close else "See: ppss --help"
             raise BadInput(f"there is no verb '{args[0]}'. {hint}")

@@ -129,10 +129,30 @@ def option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=Option, **attributes)
 
 
-url_option = option(
-    "--url",
-    metavar="ADDRESS",
-    help="Redis to use: redis://, rediss://, unix:// or redis+sentinel://. "
-    "Default: your own server on this machine.",
-)
+ACCEPT_NEW = "ppss.accept_new"
+"""Where in a click context's `meta` it is noted that a host of which nothing is known is to be trusted."""
+
+
+def _note_accept_new(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[ACCEPT_NEW] = value
+
+
+def url_option(verb: Any) -> Any:
+    """--url, and --accept-new, which `open_queue` looks up itself."""
+    url = option(
+        "--url",
+        metavar="ADDRESS",
+        help="Redis to use: redis://, rediss://, unix://, redis+sentinel://, or ssh://[USER@]HOST for the own server "
+        "of that user there. Default: your own server on this machine.",
+    )
+    accept_new = option(
+        "--accept-new",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_accept_new,
+        help="With ssh://, trust a host of which nothing is known yet; a changed key never is.",
+    )
+    return url(accept_new(verb))
+
+
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -21,7 +21,19 @@ _TYPED = click.core.ParameterSource.COMMANDLINE
 _OF_LISTS = ("null", "delimiter", "files")
 _OF_DIRECTORIES = ("include", "exclude", "max_depth", "follow_links")
 _OF_ITEMS = ("sources", "directories", "list_file", *_OF_LISTS, *_OF_DIRECTORIES, "order")
-_OF_WORK = ("slots", "nice", "delay", "logs", "node_name", "keep_order", "tag", "line_buffer", "quiet", "url")
+_OF_WORK = (
+    "slots",
+    "nice",
+    "delay",
+    "logs",
+    "node_name",
+    "keep_order",
+    "tag",
+    "line_buffer",
+    "quiet",
+    "url",
+    "accept_new",
+)
 _COMBINATIONS = (":::", "::::", ":::+", "::::+")
 
 
@@ -63,7 +75,7 @@ class Wish:
     def for_into(self) -> None:
         """The same for a run that gets more items."""
         self._refuse_typed_but(
-            (*_OF_ITEMS, "into", "as_json", "url"), "--into adds items to a run as it was made"
+            (*_OF_ITEMS, "into", "as_json", "url", "accept_new"), "--into adds items to a run as it was made"
         )
 
     def check_words(self) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import paramiko
 
+from ppss_queue.address import SshHost
 from ppss_queue.ssh.target import Target
 
 _KINDS: tuple[type[paramiko.PKey], ...] = (paramiko.Ed25519Key, paramiko.RSAKey, paramiko.ECDSAKey)
@@ -28,6 +29,8 @@ class Identities:
     """What the server let in, and will be tried first."""
     locked: list[str] = field(default_factory=list)
     """Files that need a passphrase which is not known."""
+    hops: dict[SshHost, Identities] = field(default_factory=dict)
+    """Those of the hosts on the way."""
     _unlocked: dict[str, paramiko.PKey] = field(default_factory=dict)
     _agent: paramiko.Agent | None = None
 
@@ -46,6 +49,10 @@ class Identities:
                 continue
             self.locked.remove(path)
             yield path, unlocked
+
+    def of_hop(self, hop: Target) -> Identities:
+        """The keys of a host on the way, kept with these."""
+        return self.hops.setdefault(hop.given, Identities(hop))
 
     def close(self) -> None:
         """Let go of the agent."""

@@ -56,7 +56,7 @@ def log_in(target: Target, identities: Identities, *, accept_new: bool, depth: i
     `accept_new`: a host of which nothing is known is trusted from now on; a changed key never is.
     """
     known = KnownHosts((*target.known_hosts, *target.system_known_hosts))
-    session = _shake_hands(target, known, depth, accept_new=accept_new)
+    session = _shake_hands(target, known, identities, depth, accept_new=accept_new)
     try:
         _check_host_key(session.transport, target, known, accept_new=accept_new or target.accept_new)
         _authenticate(session.transport, target, identities)
@@ -69,12 +69,12 @@ def log_in(target: Target, identities: Identities, *, accept_new: bool, depth: i
     return session
 
 
-def host_keys(target: Target, *, accept_new: bool = False) -> list[HostKey]:
-    """All keys that the server shows, without a login. Raises ConnectFailed, BadInput."""
-    found, failure = [], None
+def host_keys(target: Target) -> list[HostKey]:
+    """All keys that the server shows, without a login there. Raises ConnectFailed, BadInput."""
+    found, failure, identities = [], None, Identities(target)
     for kind in _KEY_KINDS:
         try:
-            session = _shake_hands(target, None, 0, accept_new=accept_new, kinds=[kind])
+            session = _shake_hands(target, None, identities, 0, accept_new=False, kinds=[kind])
         except _NoSuchKey as error:
             failure = error
             continue
@@ -90,12 +90,18 @@ class _NoSuchKey(ConnectFailed):
 
 
 def _shake_hands(
-    target: Target, known: KnownHosts | None, depth: int, *, accept_new: bool, kinds: Sequence[str] = ()
+    target: Target,
+    known: KnownHosts | None,
+    identities: Identities,
+    depth: int,
+    *,
+    accept_new: bool,
+    kinds: Sequence[str] = (),
 ) -> Session:
     """An encrypted connection; whose host key is not looked at yet."""
     _silence_logging()
     wanted = kinds or [kind for kind in _KEY_KINDS if known and kind in known.kinds(target.key_names)]
-    stream, hops = _reach(target, depth, accept_new=accept_new)
+    stream, hops = _reach(target, identities, depth, accept_new=accept_new)
     transport = paramiko.Transport(Wire(stream), default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
     session = Session(transport, hops)
     try:
@@ -121,7 +127,9 @@ def _shake_hands(
     return session
 
 
-def _reach(target: Target, depth: int, *, accept_new: bool) -> tuple[Stream, tuple[Session, ...]]:
+def _reach(
+    target: Target, identities: Identities, depth: int, *, accept_new: bool
+) -> tuple[Stream, tuple[Session, ...]]:
     """The bytes to and from the server, and the sessions with hosts on the way."""
     if depth > _HOPS_AT_MOST:
         raise BadInput(
@@ -138,7 +146,7 @@ def _reach(target: Target, depth: int, *, accept_new: bool) -> tuple[Stream, tup
     hop = resolve(last)
     if before:
         hop = hop.after(tuple(before))
-    session = log_in(hop, Identities(hop), accept_new=accept_new, depth=depth + 1)
+    session = log_in(hop, identities.of_hop(hop), accept_new=accept_new, depth=depth + 1)
     try:
         channel = session.transport.open_channel(
             "direct-tcpip", (target.host, target.port), ("127.0.0.1", 0), timeout=LOGIN_SECONDS

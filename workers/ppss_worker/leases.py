@@ -6,6 +6,7 @@ It goes on while the worker drains: an item that still runs must not be taken by
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import threading
@@ -179,7 +180,7 @@ class LeaseKeeper:
                 self._control.on()
                 return
             except ServiceFailed:
-                self._pause(delay)
+                self._pause(delay * random.uniform(0.5, 1.5))  # not all workers at the same moment
                 delay = min(delay * 2, 2.0)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 from ppss_queue.errors import Unavailable
 
 _RETRY_SECONDS = (0.05, 2.0)
 """The first pause and the longest; it doubles."""
+_JITTER = (0.5, 1.5)
+"""Pauses are that much shorter or longer: all workers lost the same server at the same moment."""
 _SETTLED_SECONDS = 5.0
 """A connection that lasted this long was a good one: the next loss is a new outage."""
 _GIVE_UP_SECONDS = 10.0
@@ -31,7 +35,7 @@ class Outage:
         else:
             self._pause_seconds = min(self._pause_seconds * 2, _RETRY_SECONDS[1])
         self.error = error
-        self.retry_at = now + self._pause_seconds
+        self.retry_at = now + self._pause_seconds * random.uniform(*_JITTER)
         return new
 
     def end(self) -> None:
