@@ -64,7 +64,7 @@ class Hello:
                 protocol=int(facts["ppss_gate"]),
                 oldest=int(facts.get("oldest", facts["ppss_gate"])),
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
 

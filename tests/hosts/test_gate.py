@@ -1,0 +1,216 @@
+"""The gate on the master, and lines that are cut, hang, or lose their sshd."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from helpers import wait_until
+from hosts.lab import Host, Lab
+from hosts.ssh import URL, enqueue, logins, pids, ppss, restart_sshd, start_sshd, stop_sshd
+
+from ppss_queue import __version__
+
+_GATE = "ppss gate"
+
+
+def _forced(lab: Lab, options: str = 'restrict,command="ppss gate"') -> None:
+    """n1's key may do nothing on master but this."""
+    lab.master.write(".ssh/authorized_keys", f"{options} {lab['n1'].read('.ssh/id_ed25519.pub').decode()}")
+
+
+def _succeeded(lab: Lab, run: str) -> int:
+    found = re.search(r'"succeeded": ?(\d+)', ppss(lab.master, "status", run, "--json").out)
+    return int(found[1]) if found else -1
+
+
+def _worker(host: Host, *options: str) -> Callable[[], str]:
+    """A worker that runs on until the test ends; what it said so far."""
+    host.run(["sh", "-c", f"setsid ppss worker --url {URL} {' '.join(options)} >log 2>&1 &"])
+    wait_until(lambda: b"worker " in host.read("log"), "the worker has begun")
+    return lambda: host.read("log").decode()
+
+
+# What a key with a forced command can do
+
+
+def test_a_key_that_may_do_nothing_but_the_gate_is_enough(lab: Lab) -> None:
+    _forced(lab)
+    enqueue(lab.master, 5, "true")
+    done = ppss(lab["n1"], "worker", "--burst", "--url", URL)
+    assert done.code == 0 and "ended: 5 succeeded" in done.err, done
+    assert lab["n1"].run(["ssh", "master", "id"], check=False).stdout.startswith('{"ppss_gate":')
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "id",
+        "ppss gate redis; id",
+        "ppss gate redis\nid",
+        "ppss gate $(id)",
+        "sh -c 'exec ppss gate redis'; id'",
+        "sh -c 'exec ppss gate redis' && id",
+        "ppss gate redis durable",
+        "ppss gate nothing",
+        "ppss server stop",
+        "",
+    ],
+)
+def test_what_else_such_a_key_asks_for_is_refused_and_not_executed(lab: Lab, asked: str) -> None:
+    _forced(lab)
+    done = lab["n1"].run(["ssh", "master", asked] if asked else ["ssh", "-T", "master"], check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r'\{"ppss_gate":1,[^\n]*"error":"the gate opens [^\n]*"exit":2\}\n', done.stdout), (
+        done
+    )
+
+
+def test_the_gate_says_hello_and_nothing_else(lab: Lab) -> None:
+    hello = f'{{"ppss_gate":1,"oldest":1,"version":"{__version__}","service":"redis"}}\n'
+    for command in ("ppss gate redis", "ppss gate redis </dev/null"):
+        done = lab.master.run(["sh", "-c", f"printf 'PING\\r\\n' | {command}; true"])
+        assert done.stdout.startswith(hello) and done.stdout.removeprefix(hello) in ("", "+PONG\r\n"), done
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/dash", "/bin/bash"])
+def test_login_scripts_may_print_and_any_login_shell_will_do(lab: Lab, shell: str) -> None:
+    lab.master.run(["sed", "-i", f"/^ppss:/s,/bin/bash,{shell},", "/etc/passwd"], user="root")
+    lab.master.write(".bashrc", 'echo Welcome; printf \'{"ppss\'; seq 10000; printf "no newline"\n')
+    lab.master.run(["mkdir", "-p", ".local/bin"])
+    lab.master.run(["sh", "-c", "mv $(command -v ppss) /home/ppss/.local/bin"], user="root")
+    enqueue_far = ppss(lab["n1"], "enqueue", "--url", URL, "--", "true", stdin="1\n")
+    assert enqueue_far.code == 0, enqueue_far
+
+
+# What is left on the master
+
+
+def test_nothing_is_left_on_the_master_when_a_worker_is_killed(lab: Lab) -> None:
+    _worker(lab["n1"])
+    assert len(pids(lab.master, _GATE)) >= 4
+    lab["n1"].run(["pkill", "-KILL", "-f", "ppss worker"])
+    wait_until(lambda: not pids(lab.master, _GATE), "no gate is left")
+    wait_until(lambda: not pids(lab.master, "sshd: ppss"), "no sshd of it is left")
+
+
+def test_a_gate_at_rest_costs_no_time(lab: Lab) -> None:
+    _worker(lab["n1"])
+    time.sleep(1)
+    script = "cat /proc/$(pgrep -of 'ppss gate')/stat"
+    used = [
+        lab.master.run(["sh", "-c", script]).stdout.split()[13:15] for _ in (time.sleep(2), time.sleep(2))
+    ]
+    assert sum(map(int, used[1])) - sum(map(int, used[0])) <= 2, "in hundredths of a second"
+
+
+# Lines that fail
+
+
+def test_a_cut_of_ten_seconds_is_survived_on_the_same_connection(lab: Lab) -> None:
+    run = enqueue(lab.master, 40, "sleep 0.4")
+    said = _worker(lab["n1"], "-p", "2")
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    before = logins(lab.master)
+    lab["n1"].cut()
+    time.sleep(10)
+    lab["n1"].heal()
+    wait_until(lambda: _succeeded(lab, run) == 40, "all is done", 60)
+    assert logins(lab.master) == before
+    assert "lost" not in said()
+    assert "attempt 2" not in said()
+
+
+def test_a_line_that_went_dead_is_noticed_and_made_again(lab: Lab) -> None:
+    """The packets vanish, and with them every sign of an end: only silence tells."""
+    run = enqueue(lab.master, 1000, "sleep 0.4")
+    said = _worker(lab["n1"], "-p", "2")
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    lab["n1"].cut()
+    began = time.monotonic()
+    wait_until(lambda: "lost" in said() or "reached" in said() or "answer" in said(), "it is noticed", 60)
+    assert time.monotonic() - began < 45, "about 20 s; more on a busy machine"
+    lab["n1"].heal()
+    done = _succeeded(lab, run)
+    wait_until(lambda: _succeeded(lab, run) > done + 4, "it goes on", 60)
+    ppss(lab.master, "cancel", run)
+
+
+def test_an_sshd_that_is_killed_and_comes_back_is_found_again(lab: Lab) -> None:
+    run = enqueue(lab.master, 60, "sleep 0.1")
+    said = _worker(lab["n1"], "-p", "2")
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    stop_sshd(lab.master)
+    wait_until(lambda: "SSH" in said(), "the loss is noticed")
+    wait_until(lambda: not pids(lab.master, _GATE), "the gates have ended")
+    start_sshd(lab.master)
+    wait_until(lambda: _succeeded(lab, run) == 60, "all is done", 60)
+
+
+def test_a_server_that_died_is_started_again_by_the_next_gate(lab: Lab) -> None:
+    run = enqueue(lab.master, 40, "sleep 0.1")
+    _worker(lab["n1"], "-p", "2")
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    lab.master.run(["pkill", "-KILL", "-f", "valkey-server"])
+    wait_until(lambda: _succeeded(lab, run) == 40, "all is done", 60)
+
+
+def test_many_threads_that_lost_the_line_log_in_once(lab: Lab) -> None:
+    """And share the failure when they can't."""
+    script = _THREADS % URL
+    done = lab["n1"].run([sys.executable, "-c", script])
+    assert done.stdout == "ok\n" * 8, done
+    assert logins(lab.master) == 1
+    stop_sshd(lab.master)
+    done = lab["n1"].run([sys.executable, "-c", script])
+    assert done.stdout.count("no SSH server listens at master:22") == 8, done
+    start_sshd(lab.master)
+
+
+_THREADS = """
+import threading
+from ppss_queue.address import Address
+from ppss_queue.errors import ConnectFailed
+from ppss_queue.ssh.line import Line
+line = Line(Address.parse(%r).via)
+def use():
+    try:
+        channel = line.open_gate("redis")
+        channel.sendall(b"PING\\r\\n")
+        assert channel.recv(7) == b"+PONG\\r\\n"
+        channel.close()
+        words = "ok"
+    except ConnectFailed as error:
+        words = str(error)
+    with lock:
+        print(words, flush=True)
+lock = threading.Lock()
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+line.close()
+"""
+
+
+def test_no_descriptor_of_the_line_reaches_a_command(lab: Lab) -> None:
+    run = enqueue(lab.master, 1, "ls -l /proc/self/fd | grep -c socket; true")
+    ppss(lab["n1"], "worker", "--burst", "--url", URL)
+    assert ppss(lab["n1"], "log", run, "1", "--url", URL).out.splitlines()[-1].strip() in ("0", "")
+
+
+def test_a_worker_over_a_slow_and_far_line_keeps_its_pace(lab: Lab) -> None:
+    lab["n1"].delay(80)
+    enqueue(lab.master, 500, ":")
+    began = time.monotonic()
+    done = ppss(lab["n1"], "worker", "--burst", "-q", "-p", "2", "--url", URL)
+    assert "500 succeeded" in done.err, done
+    assert time.monotonic() - began < 40, "items are claimed ahead, not one per round trip"
+
+
+def test_a_master_with_little_room_for_sessions_says_so(lab: Lab) -> None:
+    restart_sshd(lab.master, "MaxSessions 2")
+    assert "Raise MaxSessions" in ppss(lab["n1"], "worker", "--burst", "--url", URL).refused(3)
