@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ppss_queue.address import Address
 
 if TYPE_CHECKING:
-    from ppss_queue.ssh.line import Line
+    from ppss_queue.ssh.line import Channel, Line
 
 CONNECT_SECONDS = 5.0
 """For the connect, for TLS, and again for the replies to the login."""
@@ -37,18 +37,23 @@ def dial(address: Address, line: Line | None = None) -> socket.socket:
         raise
 
 
-def _through(line: Line, address: Address) -> socket.socket:
+def open_channel(line: Line, address: Address) -> Channel:
+    """To where the server listens, as the machine at the end of the line sees it. Raises ConnectFailed, BadInput."""
     if address.scheme == "ssh":
-        return line.as_socket(line.open_gate("redis"))
+        return line.open_gate("redis")
     if address.scheme == "unix":
-        return line.as_socket(line.open_unix(address.path))
+        return line.open_unix(address.path)
     ((host, port),) = address.hosts
-    opened = line.as_socket(line.open_tcp(host, port))
+    return line.open_tcp(host, port)
+
+
+def _through(line: Line, address: Address) -> socket.socket:
+    opened = line.as_socket(open_channel(line, address))
     if address.scheme != "rediss":
         return opened
     try:
         opened.settimeout(CONNECT_SECONDS)
-        return _with_tls(opened, host)
+        return _with_tls(opened, address.hosts[0][0])
     except BaseException:
         opened.close()
         raise

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import click
 
 from ppss_queue.cli.frame import Verb, open_queue
@@ -9,6 +13,9 @@ from ppss_queue.cli.options import Number, json_option, option, url_option
 from ppss_queue.cli.say import say
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.units import format_duration
+
+if TYPE_CHECKING:
+    from ppss_queue.connection import Connection
 
 
 @click.command(
@@ -89,9 +96,32 @@ def dashboard_verb(host: str, port: int, url: str | None) -> int:
         from ppss_queue.server_place import default_place
 
         url = ensure_running(default_place())
-    open_queue(url).close()  # says what is wrong with it before anything is served
-    serve_dashboard(url, host=host, port=port, on_ready=lambda where: say(f"{where}  (Ctrl-C ends it)"))
+    with open_queue(url) as queue, _for_others(queue.connection, url) as local_url:
+        serve_dashboard(
+            local_url, host=host, port=port, on_ready=lambda where: say(f"{where}  (Ctrl-C ends it)")
+        )
     return ExitCode.OK
+
+
+@contextmanager
+def _for_others(connection: Connection, url: str) -> Iterator[str]:
+    """The address for a program that knows no ssh://. Raises BadInput."""
+    line, address = connection.line, connection.address
+    if line is None:
+        yield url
+        return
+    if address.scheme in ("rediss", "redis+sentinel"):
+        raise BadInput(
+            f"the dashboard can't reach {address.display()}: start it on a machine that can do so directly"
+        )
+    from urllib.parse import quote
+
+    from ppss_queue.dial import open_channel
+    from ppss_queue.ssh.forward import forwarded
+
+    credentials = f"{quote(address.username, '')}:{quote(address.password, '')}@" if address.password else ""
+    with forwarded(lambda: open_channel(line, address)) as path:
+        yield f"unix://{credentials}{quote(str(path))}?db={address.db}"
 
 
 @click.command(

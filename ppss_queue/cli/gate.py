@@ -6,12 +6,12 @@ It is started for each connection that a node opens, so it is small and imports 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import sys
 from collections.abc import Sequence
 
 from ppss_queue import __version__
+from ppss_queue.cli.joining import become
 from ppss_queue.errors import BadInput, ExitCode, PpssError
 from ppss_queue.ssh.hello import Hello, asked_for
 
@@ -61,7 +61,7 @@ def _redis() -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(os.fsencode(place.socket))
         _say(Hello(__version__, "redis"))
-        join(0, 1, server)
+        become(0, 1, server.fileno(), "ppss gate redis")
 
 
 def _files() -> None:
@@ -88,56 +88,3 @@ def _durable() -> None:
         _say(Hello(__version__, "durable"))
         while os.read(0, _PIECE_BYTES):
             pass
-
-
-def join(source: int, sink: int, server: socket.socket) -> None:
-    """Passes bytes both ways until either side ends; waits without looking again and again.
-
-    What the server said last still goes out, if the node reads it.
-    """
-    for descriptor in (source, sink):
-        os.set_blocking(descriptor, False)
-    server.setblocking(False)
-    up = down = b""
-    """To the server, and to the node: read already, not yet written."""
-    while True:
-        poll = select.poll()
-        wanted: dict[int, int] = {}
-        for descriptor, event in (
-            (server.fileno() if up else source, select.POLLOUT if up else select.POLLIN),
-            (sink if down else server.fileno(), select.POLLOUT if down else select.POLLIN),
-            (sink, 0),  # always: its hang-up is the node's
-        ):
-            wanted[descriptor] = wanted.get(descriptor, 0) | event
-        for descriptor, events in wanted.items():
-            poll.register(descriptor, events)
-        happened = dict(poll.poll())
-        try:
-            if happened.get(sink, 0) & (select.POLLERR | select.POLLHUP):
-                return
-            if not up and happened.get(source):
-                up = os.read(source, _PIECE_BYTES)
-                if not up:
-                    return
-            if not down and happened.get(server.fileno(), 0) & (
-                select.POLLIN | select.POLLHUP | select.POLLERR
-            ):
-                down = server.recv(_PIECE_BYTES)
-                if not down:
-                    return
-            up = _write(server.fileno(), up)
-            down = _write(sink, down)
-        except BlockingIOError:
-            continue
-        except OSError:  # one of them is gone
-            return
-
-
-def _write(descriptor: int, data: bytes) -> bytes:
-    """What could not be written now."""
-    if not data:
-        return b""
-    try:
-        return data[os.write(descriptor, data) :]
-    except BlockingIOError:
-        return data

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ppss_queue.ssh.login import Session
     from ppss_queue.ssh.target import Target
 
+    Channel = paramiko.Channel
+
 _OPEN_SECONDS = 15.0
 """For a channel, or an answer to a request for a command."""
 _PROHIBITED = 1

@@ -21,12 +21,17 @@ def as_socket(channel: paramiko.Channel) -> socket.socket:
     `shutdown(SHUT_WR)` is passed on as the end of what is sent, `close` closes the channel.
     """
     theirs, ours = socket.socketpair()
+    join(ours, channel)
+    return theirs
+
+
+def join(ours: socket.socket, channel: paramiko.Channel) -> None:
+    """Joins a socket to a channel, as `as_socket` does; both are closed when they are done."""
     channel.settimeout(None)
     inward = threading.Thread(target=_from_channel, args=[ours, channel], name="ssh-in", daemon=True)
     outward = threading.Thread(target=_to_channel, args=[ours, channel, inward], name="ssh-out", daemon=True)
     inward.start()
     outward.start()
-    return theirs
 
 
 def _to_channel(ours: socket.socket, channel: paramiko.Channel, inward: threading.Thread) -> None:
