@@ -116,6 +116,17 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedFile:
+    """A file of --with, which every command of a run can read."""
+
+    path: str
+    """Relative to the run's directory, and to the directory in which staged commands run."""
+    size: int
+    mode: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """What a run is: the command, how its items are found on disk, and its rules. Never changes."""
 
@@ -143,6 +154,15 @@ class RunSpec:
     """Keep what succeeded items printed as well, not only failed ones."""
     tell_output: bool = False
     """Who made the run prints what its items print, and wants it from other workers too."""
+    stage: bool = False
+    """Nodes that reach the master by SSH fetch the files of items, and bring outputs home."""
+    also: tuple[str, ...] = ()
+    """Templates (`{.}.xmp`) of files that come along with an item's, where they are there."""
+    shared: tuple[SharedFile, ...] = ()
+    returns: tuple[str, ...] = ()
+    """Templates (`{.}.png`) of outputs that commands write beside their item."""
+    verify: bool = False
+    """Compare hashes of all files that are copied."""
     name: str | None = None
     priority: int = 1
     keep_seconds: float = 7 * 24 * 3600.0
@@ -164,7 +184,9 @@ class RunSpec:
         command = values.get("command")
         if isinstance(command, list):
             values["command"] = tuple(command)
-        values["roots"] = tuple(values["roots"])
+        for name in ("roots", "also", "returns"):
+            values[name] = tuple(values.get(name, ()))
+        values["shared"] = tuple(SharedFile(**shared) for shared in values.get("shared", ()))
         retry = values["retry"]
         values["retry"] = RetryRule(
             retry["retries"], retry["delay_seconds"], tuple(retry["on"]), tuple(retry["not_on"])

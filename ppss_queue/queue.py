@@ -107,13 +107,15 @@ class Queue:
         halt: str | None = None,
         priority: int = 1,
         keep_output: bool = False,
+        stage: bool = False,
     ) -> Run:
         """Makes a run of `items` and opens it: workers take them from now on.
 
         `items`: strings are texts, `pathlib.Path`s are files; an iterator is consumed once, in constant memory.
         `command`: a text for bash, words to execute, or "python:package.module:function", called with each
         item; None: workers bring their own. `$ITEM` and the `{}` strings work as on the command line.
-        `output`: the directory in which outputs appear. `halt`: "now,fail=3" or "soon,fail=10%".
+        `output`: the directory in which outputs appear. `stage`: nodes that reach this machine by SSH fetch files and
+        bring outputs home. `halt`: "now,fail=3" or "soon,fail=10%".
         Raises BadInput, ServiceFailed; the run does not exist then.
         """
         from ppss_queue.sources import texts
@@ -131,6 +133,7 @@ class Queue:
             halt=Halt.parse(halt) if halt else None,
             priority=priority,
             keep_output=keep_output,
+            stage=stage,
             name=name,
         )
         check(spec)

@@ -135,3 +135,10 @@ class ReplacementStrings:
             parts += [text[end : found.start()], self.meanings[found[0]].value]
             end = found.end()
         return [part for part in (*parts, text[end:]) if part != ""]
+
+
+def expand(template: str, path: str) -> str:
+    """The name that a template such as `{.}.xmp` makes of a file's path."""
+    values = ItemValues(path, path, 0, 0, "", "")
+    parts = ReplacementStrings("{}").split(template)
+    return "".join(part if isinstance(part, str) else part(values) for part in parts)

@@ -48,6 +48,26 @@ def format_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+def parse_bytes(text: str) -> int:
+    """`4096`, `10K`, `1.5M`, `20G`, `1T`, also with B or iB behind it, in bytes (powers of 1024). Raises BadInput."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgt]?)(?:i?b)?\s*", text.lower())
+    if match is None:
+        raise BadInput(f"'{text}' is no size. Write bytes, or a number with K, M, G or T, such as 20G.")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+def format_bytes(count: float) -> str:
+    """`512 B`, `1.4 MiB`, `20 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count >= 9.95 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
 def format_count(count: int) -> str:
     """`1,204`."""
     return f"{count:,}"

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from ppss_queue.cli.completing import complete_directories, complete_files
-from ppss_queue.cli.options import Duration, NodeName, Number, Slots, option
+from ppss_queue.cli.options import Bytes, Duration, NodeName, Number, Slots, option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _item = partial(option, section="Items")
 _command = partial(option, section="Command")
 _rule = partial(option, section="Rules")
+_stage = partial(option, section="Files on nodes")
 _work = partial(option, section="Work")
 
 ITEM_OPTIONS = (
@@ -46,6 +47,28 @@ COMMAND_OPTIONS = (
              help="Carry this variable or exported function along (may be repeated)."),
     _command("--no-check", is_flag=True, help="Do not look whether the command is installed here."),
     _command("--dry-run", is_flag=True, help="Print what would run for the first items, and do nothing."),
+)  # fmt: skip
+STAGE_OPTIONS = (
+    _stage("--stage", is_flag=True,
+           help="Copy files to nodes that reach this machine by SSH, and bring outputs home."),
+    _stage("--also", multiple=True, metavar="NAME",
+           help="Copy this file too where it is there, such as '{.}.xmp' (may be repeated)."),
+    _stage("--with", "shared", multiple=True, metavar="FILE", shell_complete=complete_files,
+           help="Copy this file once to each node; commands find it by the same relative path."),
+    _stage("--return", "returns", multiple=True, metavar="NAME",
+           help="Move what the command writes beside its item to -o, such as '{.}.png' (may be repeated)."),
+    _stage("--verify", is_flag=True, help="Compare hashes of all that is copied."),
+)  # fmt: skip
+NODE_OPTIONS = (
+    _stage("--scratch", metavar="DIR", shell_complete=complete_directories,
+           help="Copy staged files to DIR. Default: below this user's state directory."),
+    _stage("--scratch-limit", type=Bytes(), metavar="SIZE", help="Let copies take so much, such as 20G."),
+    _stage("--stage-ahead", type=Number(0), metavar="N",
+           help="Fetch the files of N items before their turn. Default: as many as slots."),
+    _stage("--bwlimit", type=Bytes(), metavar="RATE", help="Copy so many bytes a second each way, such as 5M."),
+    _stage("--compress", is_flag=True, help="Deflate what is copied; for slow lines."),
+    _stage("--map", "maps", multiple=True, metavar="FROM=TO",
+           help="This node sees the master's directory FROM as TO, so nothing is copied."),
 )  # fmt: skip
 RULE_OPTIONS = (
     _rule("--name", once=True, metavar="NAME", help="Call the run so, beside its id."),
@@ -81,12 +104,17 @@ WORK_OPTIONS = (
 
 def making_options(function: F) -> F:
     """Adds all options that describe a run."""
-    return _add(ITEM_OPTIONS + COMMAND_OPTIONS + RULE_OPTIONS, function)
+    return _add(ITEM_OPTIONS + COMMAND_OPTIONS + STAGE_OPTIONS + RULE_OPTIONS, function)
 
 
 def work_options(function: F) -> F:
     """Adds the options of whoever runs items."""
     return _add(WORK_OPTIONS, function)
+
+
+def node_options(function: F) -> F:
+    """Adds the options of a worker on another machine."""
+    return _add(NODE_OPTIONS, function)
 
 
 def _add(options: tuple[Callable[[F], F], ...], function: F) -> F:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ppss_queue.errors import BadInput
-from ppss_queue.units import parse_duration, printable, shorten
+from ppss_queue.units import parse_bytes, parse_duration, printable, shorten
 
 _NODE_CHARACTERS = 64
 """As long as Linux lets a host name be."""
@@ -35,6 +35,21 @@ class Duration(_Type):
         if seconds < self._minimum:
             self.fail(f"'{value}' is too short. Give at least {self._minimum:g} s.", param, ctx)
         return seconds
+
+
+class Bytes(_Type):
+    """A size with a unit, in bytes; not 0."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            size = parse_bytes(str(value))
+        except BadInput as error:
+            self.fail(str(error), param, ctx)
+        if not size:
+            self.fail("'0' is too little. Give at least one byte.", param, ctx)
+        return size
 
 
 class Number(_Type):

@@ -19,6 +19,7 @@ from ppss_queue.cli.eta import Durations
 from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
 from ppss_queue.cli.say import complaint, fail, no_worker, say, typed
+from ppss_queue.cli.staging import open_files_of
 from ppss_queue.connection import Reply
 from ppss_queue.errors import ExitCode, PpssError, Unavailable
 from ppss_queue.model import ENDED, Lease, RunState
@@ -77,6 +78,7 @@ class Session:
             queue.keys,
             settings,
             self,
+            open_files_of(queue),
         )
 
     def work(self) -> int:

@@ -140,7 +140,7 @@ class Wish:
             list_file=list_file,
             stdin=sys.stdin.buffer if list_file == "-" and sys.stdin is not None else None,
             delimiter=_delimiter(values["null"], values["delimiter"]),
-            files=values["files"],
+            files=values["files"] or values["stage"],
             include=values["include"],
             exclude=values["exclude"],
             max_depth=values["max_depth"],
@@ -151,6 +151,8 @@ class Wish:
 
     def spec(self) -> RunSpec:
         """Raises BadInput."""
+        from ppss_queue.cli.staging import staged_fields
+
         values = self.values
         return RunSpec(
             command=self.command,
@@ -174,6 +176,7 @@ class Wish:
             name=_name(values["name"]),
             priority=values["priority"],
             keep_seconds=values["keep"],
+            **staged_fields(values, _here()),
         )
 
     def _is_typed(self, parameter: str) -> bool:

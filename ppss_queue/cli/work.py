@@ -14,6 +14,7 @@ from ppss_queue.cli.making import making_options, work_options
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
 from ppss_queue.cli.say import no_worker, say, typed, warn
+from ppss_queue.cli.staging import refuse_staging_from_afar
 from ppss_queue.cli.wish import Wish
 from ppss_queue.cli.worker import check_slots, log_directory, say_where_command_is_from, settings_of
 from ppss_queue.errors import BadInput, ExitCode
@@ -68,6 +69,7 @@ def enqueue_verb(
     spec, sources = _prepare(wish, look_for_program=not made["no_check"])
     if made["dry_run"]:
         return _dry_run(wish, spec, sources)
+    refuse_staging_from_afar(made, url)
     if not stdout_is_there():
         raise BadInput("stdout is closed, so the run's id could not be told. Send it somewhere: > id")
     with open_queue(url) as queue:
@@ -133,6 +135,7 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
     ppss run logs/ --include '*.log' -- gzip -9
     find . -name '*.wav' -print0 | ppss run -0 --files -o flac -- flac -8 -o {out.}.flac {}
     seq 100 | ppss run -k -c 'echo "$ITEM squared is $((ITEM * ITEM))"'
+    ppss run photos/ --stage --also '{.}.xmp' -o small/ -c 'develop "$ITEM" "$OUTPUT_DIR/$OUTPUT_FILE"'
     ppss run --resume last --retry-failed
     """,
 )
@@ -178,6 +181,7 @@ def run_verb(
     spec, sources = _prepare(wish, look_for_program=not made["no_check"] and made["slots"] != 0)
     if made["dry_run"]:
         return _dry_run(wish, spec, sources)
+    refuse_staging_from_afar(made, url)
     log_directory(made)
     check_slots(made)
     if made["slots"] != 0:

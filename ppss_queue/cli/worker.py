@@ -12,9 +12,10 @@ import click
 
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
-from ppss_queue.cli.making import work_options
+from ppss_queue.cli.making import node_options, work_options
 from ppss_queue.cli.options import cores_here, option, url_option
 from ppss_queue.cli.say import typed, warn
+from ppss_queue.cli.staging import open_files_of, stage_settings
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import plural, printable
@@ -39,6 +40,7 @@ _FILES_BESIDE = 64
     ppss worker
     ppss worker --burst -p 50%
     ppss worker --run k3v9 --nice 10
+    ppss worker --url ssh://me@master --scratch /fast --scratch-limit 20G
     ppss worker --url redis://:password@10.0.0.5 --logs /var/log/ppss
     """,
 )
@@ -56,6 +58,7 @@ _FILES_BESIDE = 64
     help="Serve only this run (may be repeated).",
 )
 @option("-q", "--quiet", section="Work", is_flag=True, help="Do not log each item.")
+@node_options
 @url_option
 @click.pass_context
 def worker_verb(
@@ -103,6 +106,7 @@ def worker_verb(
             queue.keys,
             settings,
             log,
+            open_files_of(queue),
         )
         log.say(
             f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
@@ -141,6 +145,7 @@ def settings_of(
         start_delay_seconds=random.uniform(0, work["delay"]),
         line_buffer=line_buffer,
         prints=prints,
+        stage=stage_settings(work, state_directory()),
     )
 
 

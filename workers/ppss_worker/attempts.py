@@ -9,51 +9,28 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 
 from ppss_queue.calls import Calls
-from ppss_queue.connection import Reply
-from ppss_queue.errors import LeaseLost, MachineFailed, PpssError
-from ppss_queue.model import Lease, Outcome, seq_of_job
-from ppss_queue.replies import read_members
+from ppss_queue.errors import LeaseLost, MachineFailed, PpssError, ServiceFailed, UnknownRun
+from ppss_queue.model import Lease, Outcome
 from ppss_queue.rq_form import kept_output
 from ppss_queue.units import format_duration
 from ppss_worker.captures import capture_tail, last_line
+from ppss_worker.deliveries import Deliveries
 from ppss_worker.launch import Launcher
 from ppss_worker.link import Link
 from ppss_worker.observer import Ended, Observer, Verdict
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Child, Exit, SpawnFailed
-from ppss_worker.publishing import Attempt as Scratch
 from ppss_worker.publishing import OutputRefused
+from ppss_worker.running import ItemRefused, Running, Scratch, Workplace
 from ppss_worker.runs import ActiveRun
-from ppss_worker.staging import exists
 
 KEPT_BYTES = 4096
 """Output of an item that is kept in Redis."""
 TOLD_BYTES = 64 * 1024
 """Of each of stdout and stderr, that goes to the `ppss run` which prints it."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A command on a slot."""
-
-    lease: Lease
-    run: ActiveRun
-    slot: int
-    child: Child
-    scratch: Scratch | None
-    started: float
-    """time.monotonic()"""
-    started_epoch: float
-    timeout_at: float | None
-    """time.monotonic() at which the next signal is due."""
-    vacated: bool = False
-    """Its slot has been given to another one."""
-    stopped: str | None = None
-    """Why it was told to end: a reason, "lost" or "released"."""
 
 
 class Attempts:
@@ -68,10 +45,12 @@ class Attempts:
         observer: Observer,
         node: str,
         on_failure: Callable[[Exception], None],
+        workplace: Callable[[Lease, ActiveRun], Workplace],
         *,
         prints: bool = False,
     ) -> None:
         """`on_failure` hears of what no further item would survive: a full disk, a closed stdout.
+        `workplace` says where an item is begun; raises ItemRefused and what `begin` does.
 
         `prints`: the observer prints outputs itself.
         """
@@ -83,18 +62,19 @@ class Attempts:
         self._observer = observer
         self._node = node
         self._on_failure = on_failure
+        self._workplace = workplace
+        self._deliveries = Deliveries(link, calls, self._delivered)
         self._running: dict[int, Running] = {}
         self._newest_at = 0.0
         """When the last one began, time.monotonic()."""
         self._ending: dict[int, Running] = {}
         """Between `vacate` and `ended`."""
-        self._publishing: dict[str, Running] = {}
         self.seconds_each = 0.0
         """Moving average of how long attempts take; 0: none ended yet."""
 
     def __len__(self) -> int:
         """Running commands and outputs being published."""
-        return len(self._running) + len(self._publishing)
+        return len(self._running) + len(self._deliveries)
 
     @property
     def commands(self) -> int:
@@ -104,8 +84,9 @@ class Attempts:
     @property
     def leases(self) -> Iterator[Lease]:
         """Of all that runs or is being published."""
-        for running in (*self._running.values(), *self._publishing.values()):
+        for running in self._running.values():
             yield running.lease
+        yield from self._deliveries.leases
 
     def stalled_seconds(self, now: float) -> float:
         """How long all that run have been running."""
@@ -116,23 +97,17 @@ class Attempts:
 
         Raises MachineFailed or DirectoryMissing if this machine can't run it; the lease is the caller's then.
         """
-        directory, base = run.place_of(lease.item)
-        if run.spec.skip_existing and run.spec.output and exists(run.spec.output, directory, base):
-            self._end(
-                self._made_up(lease, run, slot),
-                Outcome(0, reason="skipped: its output exists", node=self._node),
-            )
-            return False
         try:
-            scratch = run.staging.scratch(lease.item.seq, lease.token, directory) if run.staging else None
-        except OutputRefused as error:
-            refused = Outcome(node=self._node, slot=slot, reason=str(error))
-            self._end(self._made_up(lease, run, slot), refused, final=True)
+            place = self._workplace(lease, run)
+        except ItemRefused as error:
+            outcome = Outcome(error.ended_with, node=self._node, slot=slot, reason=str(error))
+            self._end(self._made_up(lease, run, slot), outcome, final=error.final)
             return False
-        values = run.values(lease, slot, scratch.directory if scratch else "", base)
+        scratch = place.scratch
+        values = run.values(lease, slot, place.item, scratch.directory if scratch else "")
         started = time.monotonic()
         try:
-            child = self._launcher.start(lease, run, values)
+            child = self._launcher.start(lease, run, values, place.directory)
         except SpawnFailed as error:
             running = self._made_up(lease, run, slot, scratch)
             self._end(running, Outcome(error.exit_status, node=self._node, slot=slot, last_line=str(error)))
@@ -198,7 +173,7 @@ class Attempts:
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
         elif outcome.exit_code == 0 and not outcome.reason and running.stopped is None:
-            self._publish(running, outcome)
+            self._deliveries.deliver(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)
         elif running.run.staging is not None and running.run.staging.full:
@@ -215,8 +190,11 @@ class Attempts:
             if running.lease.member in gone:
                 running.stopped = "lost"
                 running.child.kill()
-        for name in gone & self._publishing.keys():
-            self._publishing[name].stopped = "lost"
+        self._deliveries.lose(gone)
+
+    def give_up_deliveries(self) -> None:
+        """Hands back the items whose outputs are not home yet."""
+        self._deliveries.give_up()
 
     def check_timeouts(self, now: float) -> float | None:
         """Signals what is over time; returns when (monotonic) to look again."""
@@ -249,42 +227,11 @@ class Attempts:
             running.child.kill()
             running.timeout_at = None
 
-    def _publish(self, running: Running, outcome: Outcome) -> None:
-        """Brings outputs to their final names: reserve these first, then move, then ack."""
-        if running.scratch is None:
+    def _delivered(self, running: Running, outcome: Outcome, error: PpssError | None) -> None:
+        if error is None:
             self._end(running, outcome)
-            return
-        try:
-            names = running.scratch.outputs()
-        except OutputRefused:
-            names = []  # `publish` refuses too, unless the lease is lost: a newer attempt removes our scratch
-        except PpssError as error:
-            self._not_published(running, outcome, error)
-            return
-        self._publishing[running.lease.member] = running
-        self._link.send(self._calls.reserve(running.lease, names), partial(self._reserved, running, outcome))
-
-    def _reserved(self, running: Running, outcome: Outcome, reply: Reply) -> None:
-        del self._publishing[running.lease.member]
-        if reply is None:  # Redis refused to answer
-            self._release(running, outcome)
-            return
-        if running.stopped == "lost" or not isinstance(reply, list):
-            self._close(running, outcome, Verdict.LOST)
-            return
-        parts = read_members(reply)
-        taken: Mapping[str, tuple[int, str]] = {
-            name: (seq_of_job(job), item)
-            for name, job, item in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-        }
-        assert running.scratch is not None
-        try:
-            running.scratch.publish(lambda names: taken, lambda: running.stopped != "lost")
-        except PpssError as error:
-            self._not_published(running, outcome, error)
         else:
-            running.scratch = None
-            self._end(running, outcome)
+            self._not_published(running, outcome, error)
 
     def _not_published(self, running: Running, outcome: Outcome, error: PpssError) -> None:
         if isinstance(error, OutputRefused):
@@ -293,7 +240,8 @@ class Attempts:
             self._close(running, outcome, Verdict.LOST)
         else:  # the machine's fault: the item goes back
             self._release(running, outcome)
-            self._on_failure(error)
+            if not isinstance(error, (ServiceFailed, UnknownRun)):
+                self._on_failure(error)
 
     def _release(self, running: Running, outcome: Outcome) -> None:
         self._outbox.release([running.lease])

@@ -96,6 +96,11 @@ class Claims:
         """The last claim found no open run."""
         return self._dry and not self.in_flight and not self._open_runs
 
+    @property
+    def short(self) -> bool:
+        """The last claim gave less than was wanted: there was no more."""
+        return self._short
+
     def prefetch(self, slots: int, seconds_each: float) -> int:
         """Items to hold beyond those that run: enough to bridge round trips, none of long items."""
         if not seconds_each:

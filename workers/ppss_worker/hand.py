@@ -1,4 +1,4 @@
-"""What a worker has in hand: free slots, and leased items that wait for one."""
+"""What a worker has in hand: free slots, leased items that wait for one, and those whose files are still coming."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ class Hand:
     def __init__(self) -> None:
         self._slots: list[int] = []
         self._leases: deque[Lease] = deque()
+        self._coming: dict[str, Lease] = {}
+        """By member."""
 
     def __len__(self) -> int:
         """Items."""
-        return len(self._leases)
+        return len(self._leases) + len(self._coming)
 
     def __iter__(self) -> Iterator[Lease]:
-        return iter(self._leases)
+        yield from self._leases
+        yield from self._coming.values()
 
     @property
     def idle(self) -> int:
         """Slots for which there is no item."""
-        return max(0, len(self._slots) - len(self._leases))
+        return max(0, len(self._slots) - len(self))
 
     @property
     def ahead(self) -> int:
         """Items for which there is no slot yet."""
-        return max(0, len(self._leases) - len(self._slots))
+        return max(0, len(self) - len(self._slots))
 
     def free(self, *slots: int) -> None:
         for slot in slots:
@@ -40,17 +43,30 @@ class Hand:
     def add(self, leases: Iterable[Lease]) -> None:
         self._leases.extend(leases)
 
+    def expect(self, leases: Iterable[Lease]) -> None:
+        """Their files are on the way."""
+        self._coming.update((lease.member, lease) for lease in leases)
+
+    def arrived(self, lease: Lease) -> bool:
+        """It can be begun now. False: it is not held any more."""
+        if self._coming.pop(lease.member, None) is None:
+            return False
+        self._leases.append(lease)
+        return True
+
     def deal(self) -> list[tuple[Lease, int]]:
         """Takes out all pairs of an item and a slot."""
         pairs = min(len(self._slots), len(self._leases))
         return [(self._leases.popleft(), heapq.heappop(self._slots)) for _ in range(pairs)]
 
-    def give_up(self, run: str | None = None) -> list[Lease]:
-        """Takes out the items of this run, or all, in order."""
-        given = [lease for lease in self._leases if run in (None, lease.run)]
-        self._leases = deque(lease for lease in self._leases if run not in (None, lease.run))
+    def give_up(self, run: str | None = None, *, keep: int = 0) -> list[Lease]:
+        """Takes out the items of this run, or all, in order; of these, the first `keep` stay."""
+        given = [lease for lease in self if run in (None, lease.run)][keep:]
+        self.lose({lease.member for lease in given})
         return given
 
     def lose(self, members: Collection[str]) -> None:
         """These leases are someone else's."""
         self._leases = deque(lease for lease in self._leases if lease.member not in members)
+        for member in members & self._coming.keys():
+            del self._coming[member]

@@ -33,20 +33,20 @@ class Launcher:
         self._hosts: dict[int, tuple[str, FunctionHost]] = {}
         """Run and process by slot."""
 
-    def start(self, lease: Lease, run: ActiveRun, values: ItemValues) -> Child:
-        """Raises SpawnFailed, DirectoryMissing, MachineFailed."""
+    def start(self, lease: Lease, run: ActiveRun, values: ItemValues, directory: str) -> Child:
+        """`directory`: where a command runs. Raises SpawnFailed, DirectoryMissing, MachineFailed."""
         if run.function is not None:
             return self._call(run, run.function, lease, values)
         assert run.command is not None
         invocation = run.command.bind(values)
         variables = {**run.environment, **run.variables(lease, values), **invocation.variables}
         if self._on_output is None:
-            return self._spawner.spawn(invocation.argv, variables, run.spec.directory)
+            return self._spawner.spawn(invocation.argv, variables, directory)
         stream = Stream(self._selector, self._spawner.captures, partial(self._on_output, lease))
         child: Child | None = None
         try:
             child = self._spawner.spawn(
-                invocation.argv, variables, run.spec.directory, stream.writers[1], stream.writers[2]
+                invocation.argv, variables, directory, stream.writers[1], stream.writers[2]
             )
         finally:
             stream.attach(child)

@@ -12,6 +12,7 @@ from ppss_queue.errors import BadInput
 from ppss_queue.keys import Keys
 from ppss_queue.model import Item, Lease, RunSpec
 from ppss_queue.store import Store
+from ppss_worker.maps import NO_MAPS, PathMaps
 from ppss_worker.staging import Staging
 
 LEFT_ALONE_SECONDS = 60.0
@@ -30,10 +31,27 @@ class ActiveRun:
     environment: Mapping[str, str]
     """What all commands of the run see; `variables` adds what differs per attempt."""
     staging: Staging | None
+    """Of a run whose outputs are published on this machine; None: it has none, or they go to the master."""
+    staged: bool = False
+    """Files come from the master, and outputs go there."""
 
     @classmethod
-    def load(cls, run: str, spec: RunSpec, node: str, own_command: str | tuple[str, ...] | None) -> ActiveRun:
-        """Raises BadInput if the command can't be understood or the output directory can't be made."""
+    def load(
+        cls,
+        run: str,
+        spec: RunSpec,
+        node: str,
+        own_command: str | tuple[str, ...] | None,
+        maps: PathMaps = NO_MAPS,
+        *,
+        remote: bool = False,
+    ) -> ActiveRun:
+        """`remote`: this node reaches its master by SSH, so that files can be fetched.
+
+        Raises BadInput if the command can't be understood, the output directory can't be made or files are missing.
+        """
+        spec, mapped = maps.applied(spec)
+        staged = remote and spec.stage and not mapped
         if spec.command is None:
             if own_command is None:
                 raise BadInput(f"Run {run} has no command, and this worker has none: ppss worker -c COMMAND")
@@ -47,11 +65,13 @@ class ActiveRun:
             raise BadInput(
                 f"The command of run {run} names an output directory, but the run has none: -o DIR"
             )
-        staging = Staging(spec.output, run) if spec.output is not None else None
+        if remote and not staged:
+            _refuse_missing(run, spec)
+        staging = Staging(spec.output, run) if spec.output is not None and not staged else None
         if staging is not None:
             staging.prepare()
         environment = {**os.environ, **spec.environment, "PPSS_RUN": run, "PPSS_NODE": node}
-        return cls(run, spec, command, function, environment, staging)
+        return cls(run, spec, command, function, environment, staging, staged)
 
     def place_of(self, item: Item) -> tuple[str, str]:
         """(directory below the output directory, base name) of what the item's command writes."""
@@ -60,10 +80,11 @@ class ActiveRun:
         directory, _, base = item.name.rpartition("/")
         return directory, base
 
-    def values(self, lease: Lease, slot: int, output_dir: str, base: str) -> ItemValues:
-        """What the command of one attempt may name; `base` as of `place_of`."""
+    def values(self, lease: Lease, slot: int, path: str, output_dir: str) -> ItemValues:
+        """What the command of one attempt may name; `path`: where the item is on this machine, or its text."""
         item = lease.item
-        return ItemValues(self.spec.local_path(item), item.name, item.seq, slot, output_dir, base)
+        _, base = self.place_of(item)
+        return ItemValues(path, item.name, item.seq, slot, output_dir, base)
 
     def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
         """The environment of one attempt, on top of `environment`."""
@@ -80,13 +101,32 @@ class ActiveRun:
         return seen
 
 
+def _refuse_missing(run: str, spec: RunSpec) -> None:
+    """Rather than failing each item. Raises BadInput."""
+    for root in spec.roots:
+        if root and not os.path.isdir(root):
+            raise BadInput(
+                f"the items of run {run} are in '{root}', which is not on this node. "
+                f"Enqueue them with --stage to have them copied, or say where they are: --map '{root}=DIR'"
+            )
+
+
 class ActiveRuns:
     """The runs whose items this worker has met, and those that it can't run."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, node: str, own_command: str | tuple[str, ...] | None
+        self,
+        connection: Connection,
+        keys: Keys,
+        node: str,
+        own_command: str | tuple[str, ...] | None,
+        maps: PathMaps = NO_MAPS,
+        *,
+        remote: bool = False,
     ) -> None:
         """`connection` is only cloned."""
+        self._maps = maps
+        self._remote = remote
         self._connection = connection
         self._keys = keys
         self._node = node
@@ -102,8 +142,15 @@ class ActiveRuns:
         if run not in self._known:
             with self._connection.clone(name="ppss-runs") as connection:
                 spec = Store(connection, self._keys).spec(run)
-            self._known[run] = ActiveRun.load(run, spec, self._node, self._own_command)
+            self._known[run] = ActiveRun.load(
+                run, spec, self._node, self._own_command, self._maps, remote=self._remote
+            )
         return self._known[run]
+
+    @property
+    def any_staged(self) -> bool:
+        """Whether files of items come from the master."""
+        return any(run.staged for run in self._known.values())
 
     def forget(self, run: str) -> ActiveRun | None:
         return self._known.pop(run, None)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from ppss_worker.maps import NO_MAPS, PathMaps
+
 
 class Stop(IntEnum):
     """How urgently a worker is to end."""
@@ -17,6 +19,22 @@ class Stop(IntEnum):
     """Ask what runs to end, and hand it back."""
     AT_ONCE = 3
     """Kill what runs, and hand it back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """How files are staged on this node."""
+
+    scratch: Path
+    """Directory for copies and outputs."""
+    scratch_limit_bytes: int | None = None
+    """How much copies may take; None: all but a reserve of the disk."""
+    ahead: int | None = None
+    """Items whose files are fetched before a slot is free for them; None: as many as there are slots."""
+    bytes_per_second: float | None = None
+    """Each way."""
+    compress: bool = False
+    maps: PathMaps = NO_MAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +56,5 @@ class Settings:
     """Tell the observer what commands print while they run."""
     prints: bool = False
     """The observer prints what commands print, so nobody else needs to be told."""
+    stage: StageSettings | None = None
+    """None: nothing can be staged here."""

@@ -72,6 +72,15 @@ class Staging:
         earlier = [os.path.join(self._run_scratch, name) for name in siblings if name != own]
         return Attempt(self._output, directory, seq, "/".join(parts), earlier)
 
+    def work(self, seq: int, token: str) -> str:
+        """A fresh directory beside an attempt's scratch, which is removed with it. Raises MachineFailed, BadInput."""
+        directory = os.path.join(self._run_scratch, f"{seq}.{token}.work")
+        try:
+            self._make_fresh(directory)
+        except OSError as error:
+            raise machine_failed(self._output, error) from None
+        return directory
+
     def _make_fresh(self, directory: str) -> None:
         try:
             os.mkdir(directory)

@@ -6,6 +6,7 @@ dies (guardian.py).
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import signal
@@ -15,12 +16,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import groupby
+from typing import TYPE_CHECKING
 
 from ppss_queue import __version__
-from ppss_queue.calls import Calls, Claimed
+from ppss_queue.calls import Calls
 from ppss_queue.connection import Connection, Reply
-from ppss_queue.errors import BadInput, PpssError, Unavailable, UnknownRun
+from ppss_queue.errors import BadInput, PpssError, Unavailable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.resp import Argument
@@ -28,13 +29,14 @@ from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.guardian import Guardian
-from ppss_worker.hand import Hand
 from ppss_worker.housekeeping import Housekeeping
+from ppss_worker.intake import Intake
 from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
+from ppss_worker.lifeline import Lifeline
 from ppss_worker.link import Link
+from ppss_worker.maps import NO_MAPS
 from ppss_worker.observer import Observer
-from ppss_worker.outage import Outage
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing, Spawner
 from ppss_worker.runs import ActiveRuns
@@ -42,18 +44,29 @@ from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
 from ppss_worker.slots import SlotNumbers
 
-HOLD_SECONDS = 2.0
-"""Items are held for busy slots no longer than this."""
+if TYPE_CHECKING:
+    from ppss_worker.file_line import OpenFiles
+    from ppss_worker.stage import Stage
+
 PATIENCE_SECONDS = 30.0
 """A Redis that owes an answer for so long is taken for lost: longer than any script of ours, or a fork, takes."""
 STOPPING_PATIENCE_SECONDS = 10.0
+DELIVERY_SECONDS = 10.0
+"""How long outputs on their way home are waited for when the worker is to stop now."""
 
 
 class Worker:
     """One worker process. `work` may be called once, in the main thread."""
 
-    def __init__(self, connection: Connection, keys: Keys, settings: Settings, observer: Observer) -> None:
-        """`connection` becomes the worker's own."""
+    def __init__(
+        self,
+        connection: Connection,
+        keys: Keys,
+        settings: Settings,
+        observer: Observer,
+        open_files: OpenFiles | None = None,
+    ) -> None:
+        """`connection` becomes the worker's own. `open_files`: how to reach files on the master; None: it is here."""
         self.name = f"{settings.node}.{os.getpid()}-{os.urandom(2).hex()}"
         self._settings = settings
         self._observer = observer
@@ -71,23 +84,44 @@ class Worker:
             has_command=settings.command is not None,
             left_alone=lambda now: self._runs.left_alone(now),
             before_claim=self._outbox.send,
-            on_claimed=self._claimed,
+            on_claimed=lambda claimed: self._intake.claimed(claimed),
             on_changes=lambda runs: self._housekeeping.notice(runs),
             on_unheard=lambda: self._housekeeping.soon(),
         )
         self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
-        self._runs = ActiveRuns(connection, keys, settings.node, settings.command)
+        stage = settings.stage
+        self._stage: Stage | None = None
+        if open_files is not None and stage is not None:
+            from ppss_worker.scratch import ScratchSpace  # costs start-up time that few workers need
+            from ppss_worker.stage import Stage
+
+            space = ScratchSpace(stage.scratch, self.name, stage.scratch_limit_bytes)
+            self._stage = Stage(
+                open_files,
+                space,
+                lambda sentence: self._intake.warn_once(sentence),
+                bytes_per_second=stage.bytes_per_second,
+                compress=stage.compress,
+            )
+        self._runs = ActiveRuns(
+            connection,
+            keys,
+            settings.node,
+            settings.command,
+            stage.maps if stage else NO_MAPS,
+            remote=self._stage is not None,
+        )
         self._housekeeping = Housekeeping(
             self._link, self._calls, keys, settings.state_directory, self._runs, self._holds_items_of
         )
-        self._paused: set[str] = set()
-        """What was claimed just before the pause is handed back when it comes."""
-        self._hand = Hand()
+        self._intake = Intake(
+            settings, self._runs, self._stage, self._outbox, self._keeper, observer.warn, self._fail
+        )
+        self._hand = self._intake.hand
         self._stop = Stop.NO
         self._failure: Exception | None = None
-        self._warned: set[str] = set()
-        self._selected: list[int] = []
-        self._outage = Outage()
+        self._deliver_until = math.inf
+        self._lifeline = Lifeline(self._link, self._claims, observer.warn)
 
     # What it is asked from outside
 
@@ -95,10 +129,11 @@ class Worker:
         """Ends the work; a less urgent wish than the one before changes nothing."""
         if how > self._stop:
             if not self._stop:
-                self._outage.stopping(time.monotonic())
+                self._lifeline.stopping(time.monotonic())
             self._stop = how
-            self._outbox.release(self._hand.give_up())
+            self._intake.close()
             if how >= Stop.NOW:
+                self._deliver_until = time.monotonic() + (DELIVERY_SECONDS if how is Stop.NOW else 0.0)
                 self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
 
     def query(self, call: Call, on_reply: Callable[[Reply], None]) -> None:
@@ -150,17 +185,22 @@ class Worker:
                 self._observer,
                 self._settings.node,
                 self._fail,
+                self._intake.workplace,
                 prints=self._settings.prints,
             )
             signals = stack.enter_context(ChildSignals())
             catch_stop_signals(stack)
+            if self._stage is not None:
+                stack.callback(self._stage.close)
+                self._stage.start()
+                selector.register(self._stage.fileno(), selectors.EVENT_READ, self._intake.hear_stage)
             stack.callback(self._keeper.stop)
             self._keeper.start()
             self._claims.start(self._settings.start_delay_seconds)
             on_signals = partial(self._on_signals, signals, spawner)
             selector.register(signals.fileno(), selectors.EVENT_READ, on_signals)
             selector.register(self._keeper.fileno(), selectors.EVENT_READ, self._hear_news)
-            self._select_connections(selector)
+            self._lifeline.watch(selector)
             on_signals()  # a command may have ended before its signal was listened for
             while not self._finished():
                 self._turn(selector, tick)
@@ -171,15 +211,17 @@ class Worker:
     def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()
         waits = [LOOK_AGAIN_SECONDS, tick() if tick else LOOK_AGAIN_SECONDS]
+        if now >= self._deliver_until:
+            self._attempts.give_up_deliveries()
+        else:
+            waits.append(self._deliver_until - now)
         timeout_at = self._attempts.check_timeouts(now)
         if timeout_at is not None:
             waits.append(timeout_at - now)
         try:
-            if self._outage.error:
-                self._reconnect(selector, now)
-            if self._outage.error:
-                waits.append(self._outage.retry_at - now)
-            else:
+            if self._lifeline.lost:
+                waits.append(self._lifeline.mend_if_due(now))
+            if not self._lifeline.lost:
                 self._begin_ready()
                 waits.append(self._housekeeping.do_if_due(now))
                 waits.append(self._claim(now))
@@ -190,15 +232,15 @@ class Worker:
             for key, _ in selector.select(max(0.0, min(waits))):
                 key.data()
         except Unavailable as error:
-            self._disconnected(selector, error)
+            self._lifeline.lose(error)
         except (PpssError, OSError) as error:
             self._fail(error)
-            if self._outage.error:  # not before the next try, or nothing else would be done in a turn
-                self._disconnected(selector, self._outage.error)
+            if self._lifeline.lost:  # not before the next try, or nothing else would be done in a turn
+                self._lifeline.lose(self._lifeline.lost)
 
     def _finished(self) -> bool:
-        if self._outage.error:
-            hopeless = self._outage.is_hopeless(time.monotonic())
+        if self._lifeline.lost:
+            hopeless = self._lifeline.is_hopeless(time.monotonic())
             return bool(self._stop) and not self._attempts.commands and hopeless
         if (
             self._claims.in_flight
@@ -212,7 +254,7 @@ class Worker:
         return self._settings.burst and self._claims.nothing_left and self._link.idle
 
     def _leave(self) -> None:
-        self._failure = self._failure or self._outage.error
+        self._failure = self._failure or self._lifeline.lost
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
@@ -221,65 +263,16 @@ class Worker:
         self._claims.close()
         self._connection.close()
 
-    # Claiming
+    # Running
 
     def _claim(self, now: float) -> float:
-        """Sends a claim if there is reason to; returns the seconds until there may be one."""
-        if self._stop:
-            return LOOK_AGAIN_SECONDS
-        prefetch = self._claims.prefetch(self._settings.slots, self._attempts.seconds_each)
-        stalled = self._attempts.stalled_seconds(now)
-        if stalled > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
-            prefetch = 0
-            self._outbox.release(self._hand.give_up())
-        wait = self._claims.send_if_wanted(
+        return self._intake.claim(
+            self._claims,
             now,
-            idle=self._hand.idle,
-            ahead=self._hand.ahead,
-            prefetch=prefetch,
-            nothing_held=not len(self._attempts) and not self._hand,
+            running=len(self._attempts),
+            stalled_seconds=self._attempts.stalled_seconds(now),
+            each=self._attempts.seconds_each,
         )
-        if self._hand:
-            wait = min(wait, HOLD_SECONDS - stalled + 0.01)
-        return wait
-
-    def _claimed(self, claimed: Claimed) -> None:
-        if claimed.newer_run:
-            self._warn_once(
-                f"run {claimed.newer_run} was made by a newer PPSS; this is {__version__}. Upgrade this one."
-            )
-        if claimed.suspended:
-            self._warn_once("RQ is suspended, so nothing is handed out. Go on: rq resume")
-        batches = [(run, list(group)) for run, group in groupby(claimed.leases, lambda lease: lease.run)]
-        while batches:
-            run, leases = batches.pop(0)
-            try:
-                self._take(run, leases, claimed.visibility_seconds[run])
-            except PpssError:
-                for _, others in batches:
-                    self._outbox.release(others)
-                raise
-
-    def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
-        """Keeps what was claimed, or hands it back when it can't be run here."""
-        try:
-            if self._stop or run in self._paused:
-                self._outbox.release(leases)
-                return
-            self._runs.get(run)
-        except UnknownRun:  # cancelled and purged meanwhile
-            self._outbox.release(leases)
-        except (BadInput, DirectoryMissing) as error:
-            self._outbox.release(leases)
-            self._leave_alone(run, error)
-        except PpssError:
-            self._outbox.release(leases)
-            raise
-        else:
-            self._keeper.hold(run, {lease.member for lease in leases}, visibility_seconds)
-            self._hand.add(leases)
-
-    # Running
 
     def _begin_ready(self) -> None:
         """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
@@ -301,27 +294,11 @@ class Worker:
         except (BadInput, DirectoryMissing) as error:
             begun = False
             self._outbox.release([lease])
-            self._leave_alone(lease.run, error)
+            self._intake.leave_alone(lease.run, error)
         if begun:
             self._outbox.begun(lease, slot)
         else:
             self._free_slot(slot)
-
-    def _leave_alone(self, run: str, error: PpssError) -> None:
-        """A run that can't be run on this node is left to others, and ends no worker that has more to do."""
-        now = time.monotonic()
-        first = self._runs.leave_alone(run, now)
-        self._outbox.release(self._hand.give_up(run))
-        served = self._settings.runs
-        if served and set(served) <= set(self._runs.left_alone(now)):
-            self._fail(error)
-        elif first:
-            self._observer.warn(f"run {run} can't be run here and is left to other nodes: {error}")
-
-    def _warn_once(self, sentence: str) -> None:
-        if sentence not in self._warned:
-            self._warned.add(sentence)
-            self._observer.warn(sentence)
 
     def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
         self._free_slot(self._attempts.answered(pid, answer))
@@ -341,7 +318,7 @@ class Worker:
         return LOOK_AGAIN_SECONDS
 
     def _lose(self, lost: Sequence[str]) -> None:
-        self._hand.lose(set(lost))
+        self._intake.lose(set(lost))
         self._attempts.lose(lost)
         for name in lost:
             self._keeper.drop(name.split("-", 1)[0], name)
@@ -355,11 +332,9 @@ class Worker:
         for news in self._keeper.news():
             if news.lost:
                 self._lose(news.lost)
-            (self._paused.add if news.state == "paused" else self._paused.discard)(news.run)
-            if news.state == "paused":
-                self._outbox.release(self._hand.give_up(news.run))
-                if news.reason.startswith("halted now"):
-                    self._attempts.stop_all(run=news.run)
+            self._intake.pause(news.run, paused=news.state == "paused")
+            if news.state == "paused" and news.reason.startswith("halted now"):
+                self._attempts.stop_all(run=news.run)
             self._claims.wake()
 
     def _on_signals(self, signals: ChildSignals, spawner: Spawner) -> None:
@@ -369,7 +344,7 @@ class Worker:
         for exited in exits:
             self._free_slot(self._attempts.vacate(exited.pid))
         try:
-            if not self._outage.error:
+            if not self._lifeline.lost:
                 self._begin_ready()  # first: what is still to be done for those that ended need not keep a slot idle
         finally:
             for exited in exits:
@@ -388,33 +363,6 @@ class Worker:
         if self._failure is None:
             self._failure = error
         self.stop(Stop.NOW)
-
-    def _disconnected(self, selector: selectors.BaseSelector, error: Unavailable) -> None:
-        if self._outage.begin(error, time.monotonic()):
-            self._observer.warn(f"{error} What runs goes on; trying again.")
-        self._unselect_connections(selector)  # a dead one would be readable all the time
-
-    def _reconnect(self, selector: selectors.BaseSelector, now: float) -> None:
-        if now < self._outage.retry_at:
-            return
-        self._link.reopen()
-        self._claims.reconnected()
-        self._select_connections(selector)
-        self._outage.end()
-
-    def _select_connections(self, selector: selectors.BaseSelector) -> None:
-        """Waits for these connections instead of those before, which may be closed already."""
-        self._unselect_connections(selector)
-        for descriptor, on_readable in (
-            (self._link.fileno(), self._link.receive),
-            (self._claims.fileno(), self._claims.hear_changes),
-        ):
-            selector.register(descriptor, selectors.EVENT_READ, on_readable)
-            self._selected.append(descriptor)
-
-    def _unselect_connections(self, selector: selectors.BaseSelector) -> None:
-        while self._selected:
-            selector.unregister(self._selected.pop())
 
     # Small things
 

@@ -1,0 +1,205 @@
+"""Outputs on their way home: a lost connection repeats the sending and its check, and never the command."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from helpers import wait_until
+from ppss_worker.file_gate import FileGate
+from ppss_worker.messages import MessageReader
+from ppss_worker.throttle import Throttle
+from ppss_worker.uploading import Upload, Uploading
+
+from ppss_queue.errors import LeaseLost, PpssError
+from ppss_queue.model import Item, Lease, RunSpec
+from ppss_queue.queue import Queue, connect
+from ppss_queue.sources import texts
+
+
+@dataclass
+class Master:
+    """A gate for each connection, in a thread; `hang_up` cuts all that are open."""
+
+    address: str
+    gates: list[socket.socket] = field(default_factory=list)
+
+    def open_files(self) -> socket.socket:
+        node, gate = socket.socketpair()
+        self.gates.append(gate)
+        threading.Thread(target=self._serve, args=(gate,), daemon=True).start()
+        return node
+
+    def hang_up(self) -> None:
+        while self.gates:
+            self.gates.pop().shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, end: socket.socket) -> None:
+        gate = FileGate(end.sendall, lambda: Queue.open(self.address))
+        try:
+            for header, data in MessageReader(end.recv):
+                gate.take(header, data)
+        except (OSError, PpssError):
+            pass  # hung up in the middle
+
+
+class Node:
+    """Uploads of one node, and what it was told of them."""
+
+    def __init__(self, master: Master, directory: Path, *, compress: bool = False) -> None:
+        self.directory = directory
+        self.troubles: list[str] = []
+        self._master = master
+        self.uploading = Uploading(
+            master.open_files, Throttle(None), lambda: None, self.troubles.append, compress=compress
+        )
+        self.uploading.start()
+
+    def finished(self, run: str, token: str, **files: str) -> Attempt:
+        """An attempt of item 1 whose command wrote these."""
+        out = self.directory / token
+        out.mkdir()
+        for name, text in files.items():
+            (out / name).write_text(text)
+        return Attempt(self, run, token, out)
+
+
+class Attempt:
+    def __init__(self, node: Node, run: str, token: str, out: Path) -> None:
+        self._node = node
+        self.gathered: list[tuple[list[str], int]] = []
+        self.published = False
+        self.failure: PpssError | None = None
+        self.upload = Upload(
+            Lease(run, token, Item(1, "item"), 0, 0), str(out), "", False,
+            lambda names, round: self.gathered.append((list(names), round)), self._over, self._failed,
+        )  # fmt: skip
+        node.uploading.gather(self.upload)
+
+    def wait_gathered(self, times: int = 1) -> int:
+        """The round of the last sending."""
+        self._wait(lambda: len(self.gathered) >= times, "outputs are gathered")
+        return self.gathered[-1][1]
+
+    def publish(self, round: int) -> None:
+        self._node.uploading.publish(self.upload, round, {})
+
+    def wait_over(self) -> None:
+        self._wait(lambda: self.published or self.failure is not None, "an upload is over")
+
+    def _wait(self, condition, what: str) -> None:  # type: ignore[no-untyped-def]
+        def looked() -> bool:
+            self._node.uploading.handle_answers()
+            return bool(condition())
+
+        wait_until(looked, f"{what}; {self._node.troubles}")
+
+    def _over(self) -> None:
+        self.published = True
+
+    def _failed(self, error: PpssError) -> None:
+        self.failure = error
+
+
+@pytest.fixture
+def master(address: str) -> Master:
+    return Master(address)
+
+
+@pytest.fixture
+def node(master: Master, tmp_path: Path) -> Iterator[Node]:
+    node = Node(master, tmp_path)
+    yield node
+    node.uploading.stop()
+
+
+@pytest.fixture
+def run(address: str, tmp_path: Path) -> str:
+    with connect(address) as queue:
+        spec = RunSpec(command=("true",), output=str(tmp_path / "OUT"), stage=True)
+        return queue.make_run(spec, texts(["item"])).id
+
+
+def _home(tmp_path: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (tmp_path / "OUT").iterdir() if path.is_file()}
+
+
+def test_outputs_are_gathered_and_appear_when_they_are_published(
+    node: Node, run: str, tmp_path: Path
+) -> None:
+    attempt = node.finished(run, "t1", a="one", b="two")
+    round = attempt.wait_gathered()
+    assert attempt.gathered == [(["a", "b"], 1)]
+    assert _home(tmp_path) == {}
+    attempt.publish(round)
+    attempt.wait_over()
+    assert _home(tmp_path) == {"a": "one", "b": "two"}
+    assert not (tmp_path / "OUT" / ".ppss" / run / "1.t1").exists()
+
+
+def test_a_lost_connection_repeats_the_sending_and_not_the_command(
+    node: Node, master: Master, run: str, tmp_path: Path
+) -> None:
+    attempt = node.finished(run, "t1", a="one")
+    told = attempt.wait_gathered()
+    master.hang_up()
+    attempt.publish(told)  # sent to nobody, or not at all
+    round = attempt.wait_gathered(2)
+    attempt.publish(round)
+    attempt.wait_over()
+    assert attempt.published and _home(tmp_path) == {"a": "one"}
+    assert len(node.troubles) == 1 and "the connection for files was lost" in node.troubles[0]
+
+
+def test_an_answer_to_an_earlier_check_publishes_nothing(
+    node: Node, master: Master, run: str, tmp_path: Path
+) -> None:
+    loser = node.finished(run, "t1", a="old")
+    checked = loser.wait_gathered()  # ours, says Redis now
+    winner = node.finished(run, "t2", a="new")  # the item is given away, and sent by another attempt
+    master.hang_up()
+    loser.wait_gathered(2)  # its scratch is newer than the check
+    winner.wait_gathered()
+    loser.publish(checked)
+    while not winner.published:
+        winner.publish(winner.gathered[-1][1])
+        winner.wait_over()
+    assert winner.published and _home(tmp_path) == {"a": "new"}
+    assert not loser.published and loser.failure is None
+
+
+def test_an_attempt_whose_scratch_a_newer_one_removed_is_told_that_it_lost(
+    node: Node, run: str, tmp_path: Path
+) -> None:
+    loser = node.finished(run, "t1", a="old")
+    checked = loser.wait_gathered()
+    winner = node.finished(run, "t2", a="new")
+    winner.publish(winner.wait_gathered())
+    winner.wait_over()
+    loser.publish(checked)
+    loser.wait_over()
+    assert isinstance(loser.failure, LeaseLost)
+    assert _home(tmp_path) == {"a": "new"}
+
+
+def test_compressed_outputs_are_the_same(master: Master, run: str, tmp_path: Path) -> None:
+    node = Node(master, tmp_path, compress=True)
+    attempt = node.finished(run, "t1", text="word " * 200_000, noise=os.urandom(300_000).hex()[:400_001])
+    attempt.publish(attempt.wait_gathered())
+    attempt.wait_over()
+    assert _home(tmp_path) == {name: (tmp_path / "t1" / name).read_text() for name in ("text", "noise")}
+    node.uploading.stop()
+
+
+def test_discarded_outputs_leave_nothing_on_the_master(node: Node, run: str, tmp_path: Path) -> None:
+    attempt = node.finished(run, "t1", a="one")
+    attempt.wait_gathered()
+    scratch = tmp_path / "OUT" / ".ppss" / run / "1.t1"
+    assert scratch.exists()
+    node.uploading.discard(attempt.upload)
+    wait_until(lambda: not scratch.exists(), "the scratch is gone")

@@ -1,0 +1,69 @@
+"""The worker's connections to Redis: watched together, lost together, and opened again together."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable
+
+from ppss_queue.errors import Unavailable
+from ppss_worker.claims import Claims
+from ppss_worker.link import Link
+from ppss_worker.outage import Outage
+
+
+class Lifeline:
+    """Used by the worker's one thread."""
+
+    def __init__(self, link: Link, claims: Claims, warn: Callable[[str], None]) -> None:
+        self._link = link
+        self._claims = claims
+        self._warn = warn
+        self._outage = Outage()
+        self._selector: selectors.BaseSelector | None = None
+        self._watched: list[int] = []
+
+    @property
+    def lost(self) -> Unavailable | None:
+        """Why there is no connection; None: there is one."""
+        return self._outage.error
+
+    def watch(self, selector: selectors.BaseSelector) -> None:
+        """Has the selector wait for these connections instead of those before, which may be closed already."""
+        self._selector = selector
+        self._forget()
+        for descriptor, on_readable in (
+            (self._link.fileno(), self._link.receive),
+            (self._claims.fileno(), self._claims.hear_changes),
+        ):
+            selector.register(descriptor, selectors.EVENT_READ, on_readable)
+            self._watched.append(descriptor)
+
+    def lose(self, error: Unavailable) -> None:
+        """One of them is lost, or could not be opened again."""
+        if self._outage.begin(error, time.monotonic()):
+            self._warn(f"{error} What runs goes on; trying again.")
+        self._forget()  # a dead one would be readable all the time
+
+    def mend_if_due(self, now: float) -> float:
+        """Opens them again if it is time to; returns the seconds until it is. Raises Unavailable."""
+        if now < self._outage.retry_at:
+            return self._outage.retry_at - now
+        self._link.reopen()
+        self._claims.reconnected()
+        if self._selector is not None:
+            self.watch(self._selector)
+        self._outage.end()
+        return 0.0
+
+    def stopping(self, now: float) -> None:
+        """The worker was told to stop: from now on it waits only so long."""
+        self._outage.stopping(now)
+
+    def is_hopeless(self, now: float) -> bool:
+        """A worker that was told to stop has waited long enough."""
+        return self._outage.is_hopeless(now)
+
+    def _forget(self) -> None:
+        while self._watched and self._selector is not None:
+            self._selector.unregister(self._watched.pop())
