@@ -187,6 +187,19 @@ def test_an_attempt_whose_scratch_a_newer_one_removed_is_told_that_it_lost(
     assert _home(tmp_path) == {"a": "new"}
 
 
+def test_an_output_directory_that_can_not_be_used_is_told_and_the_gate_lives(
+    node: Node, run: str, tmp_path: Path
+) -> None:
+    (tmp_path / "OUT").write_text("a file")
+    attempt = node.finished(run, "t1", a="one")
+    wait_until(lambda: node.troubles, "trouble")
+    assert f"can't write in output directory '{tmp_path}/OUT'" in node.troubles[0]
+    (tmp_path / "OUT").unlink()
+    attempt.publish(attempt.wait_gathered())
+    attempt.wait_over()
+    assert _home(tmp_path) == {"a": "one"}
+
+
 def test_compressed_outputs_are_the_same(master: Master, run: str, tmp_path: Path) -> None:
     node = Node(master, tmp_path, compress=True)
     attempt = node.finished(run, "t1", text="word " * 200_000, noise=os.urandom(300_000).hex()[:400_001])

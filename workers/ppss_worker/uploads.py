@@ -121,14 +121,17 @@ class _Upload:
 
     def finish(self) -> list[str]:
         """Names of all outputs. Raises what went wrong."""
+        names: list[str] = []
         with self.failing(""):
-            assert self.attempt is not None
-            if self._file is not None:
+            if self._failure is not None or self.attempt is None:
+                pass
+            elif self._file is not None:
                 raise OutputRefused("was cut short in the middle of a file")
-            for path in sorted(self._modes, reverse=True):  # inner ones first
-                if path:
-                    os.chmod(os.path.join(self.attempt.directory, path), self._modes[path])
-            names = self.attempt.outputs()
+            else:
+                for path in sorted(self._modes, reverse=True):  # inner ones first
+                    if path:
+                        os.chmod(os.path.join(self.attempt.directory, path), self._modes[path])
+                names = self.attempt.outputs()
         if self._failure is not None:
             raise self._failure
         return names
