@@ -139,7 +139,7 @@ def test_outputs_are_gathered_and_appear_when_they_are_published(
     attempt.publish(round)
     attempt.wait_over()
     assert _home(tmp_path) == {"a": "one", "b": "two"}
-    assert not (tmp_path / "OUT" / ".ppss" / run / "1.t1").exists()
+    assert os.listdir(tmp_path / "OUT" / ".ppss" / run) == []
 
 
 def test_a_lost_connection_repeats_the_sending_and_not_the_command(
@@ -171,6 +171,33 @@ def test_an_answer_to_an_earlier_check_publishes_nothing(
         winner.wait_over()
     assert winner.published and _home(tmp_path) == {"a": "new"}
     assert not loser.published and loser.failure is None
+
+
+def test_a_publish_over_a_lost_connection_never_moves_what_the_next_one_gathers(
+    run: str, tmp_path: Path, address: str
+) -> None:
+    """The gate of the lost connection comes to its "publish" only when a file of the new round is half there."""
+    key = {"run": run, "seq": 1, "token": "t1"}
+    facts = {"op": "file", "path": "a", "file": "a", "mode": 0o644, "mtime_ns": 0, "verify": False}
+    answers: list[bytes] = []
+    with connect(address) as queue:
+        old, new = (FileGate(answers.append, lambda: queue) for _ in range(2))
+        for gate, text, parts in ((old, b"old", [b"old"]), (new, b"newer", [b"ne"])):
+            gate.take({"op": "make", **key, "subdirectory": ""}, b"")
+            gate.take({**facts, "size": len(text)}, b"")
+            for part in parts:
+                gate.take({}, part)
+        old.take({"end": True, "sha256": None}, b"")
+        old.take({"op": "made"}, b"")
+        old.take({"op": "publish", **key, "taken": {}}, b"")
+        assert _home(tmp_path) == {"a": "old"}
+        new.take({}, b"wer")
+        new.take({"end": True, "sha256": None}, b"")
+        new.take({"op": "made"}, b"")
+        new.take({"op": "publish", **key, "taken": {}}, b"")
+        assert _home(tmp_path) == {"a": "newer"}
+    assert b"failed" not in b"".join(answers)
+    assert os.listdir(tmp_path / "OUT" / ".ppss" / run) == []
 
 
 def test_an_attempt_whose_scratch_a_newer_one_removed_is_told_that_it_lost(
@@ -212,7 +239,6 @@ def test_compressed_outputs_are_the_same(master: Master, run: str, tmp_path: Pat
 def test_discarded_outputs_leave_nothing_on_the_master(node: Node, run: str, tmp_path: Path) -> None:
     attempt = node.finished(run, "t1", a="one")
     attempt.wait_gathered()
-    scratch = tmp_path / "OUT" / ".ppss" / run / "1.t1"
-    assert scratch.exists()
+    (scratch,) = (tmp_path / "OUT" / ".ppss" / run).iterdir()
     node.uploading.discard(attempt.upload)
     wait_until(lambda: not scratch.exists(), "the scratch is gone")

@@ -9,12 +9,15 @@ the item was claimed and before its token is checked, so nothing that is said th
     {"op": "publish", "run", "seq", "token", "taken": {NAME: [SEQ, ITEM]}}           : {"published": FILES}, or failed
     {"op": "discard", "run", "seq", "token"}                                         is not answered
 
-A node that lost the connection in between starts again with "make".
+A node that lost the connection in between starts again with "make", in a scratch of another name: what the gate of the
+lost one had begun may go on for a while, and must not move what is only half there. To the new scratch the old one is
+that of an earlier attempt.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
@@ -45,6 +48,8 @@ class Uploads:
     def __init__(self, staging_of: Callable[[str], Staging]) -> None:
         """`staging_of`: where outputs of a run go; raises PpssError if there is none."""
         self._staging_of = staging_of
+        self._nonce = secrets.token_hex(3)
+        """Tells scratches of this connection from those of one that was lost, which may still be publishing."""
         self._attempts: dict[tuple[str, int, str], Attempt] = {}
         self._current: _Upload | None = None
 
@@ -56,7 +61,7 @@ class Uploads:
                 key = _key(header)
                 staging = self._staging_of(key[0])
                 staging.prepare()
-                attempt = staging.scratch(key[1], key[2], str(header["subdirectory"]))
+                attempt = staging.scratch(key[1], f"{key[2]}.{self._nonce}", str(header["subdirectory"]))
                 self._attempts[key] = self._current.attempt = attempt
         elif op == "made":
             current, self._current = self._current, None
