@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -225,6 +226,17 @@ def test_an_output_directory_that_can_not_be_used_is_told_and_the_gate_lives(
     attempt.publish(attempt.wait_gathered())
     attempt.wait_over()
     assert _home(tmp_path) == {"a": "one"}
+
+
+def test_a_master_that_can_not_take_outputs_is_asked_less_and_less_often(
+    node: Node, master: Master, run: str, tmp_path: Path
+) -> None:
+    """Each time all outputs are sent."""
+    (tmp_path / "OUT").write_text("a file")
+    node.finished(run, "t1", a="one")
+    wait_until(lambda: node.troubles, "trouble")
+    time.sleep(1.5)
+    assert len(node.troubles) <= 7  # 0.05 + 0.1 + 0.2 ... s at least
 
 
 def test_compressed_outputs_are_the_same(master: Master, run: str, tmp_path: Path) -> None:

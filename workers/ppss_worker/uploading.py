@@ -83,6 +83,8 @@ class Uploading:
         self._asked: deque[Upload] = deque()
         """Owe an answer, in this order."""
         self._answers: deque[Callable[[], None]] = deque()
+        self._got_on = False
+        """Whether the master has answered with anything but trouble since the last one."""
         self._stopping = False
         self._thread = threading.Thread(target=self._keep_sending, name="stage-out", daemon=True)
 
@@ -148,9 +150,11 @@ class Uploading:
                 upload = self._next()
                 if upload is not None:
                     self._send(upload)
-                    backoff.reset()
             except ServiceFailed as error:
                 self._start_over()
+                if self._got_on:
+                    self._got_on = False
+                    backoff.reset()
                 if not self._stopping:
                     self._on_trouble(f"{error} Outputs are brought home when the master is back.")
                     backoff.wait(lambda: self._stopping)
@@ -225,6 +229,7 @@ class Uploading:
             upload = self._asked[0]
             answer = _answer(upload, header)
             self._asked.popleft()
+            self._got_on = True
             if upload.discarded:
                 return
             if "outputs" not in header:
