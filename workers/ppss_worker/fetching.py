@@ -202,6 +202,7 @@ class Fetching:
         """Writes what comes for an item into a room of its own. Raises ServiceFailed."""
         spec = fetch.run.spec
         fetch.names.clear()
+        fetch.error = None
         for file in spec.shared:
             fetch.error = fetch.error or self._not_shared.get(file.sha256)
         self.discard(fetch)  # of a try that was broken off
@@ -220,6 +221,8 @@ class Fetching:
         while True:
             header, data = self._read(incoming)
             if "done" in header:
+                if incoming is not None:
+                    incoming.close()
                 return
             try:
                 if fetch.error is not None or fetch.dropped or fetch.room is None:

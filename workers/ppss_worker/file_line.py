@@ -51,7 +51,7 @@ class FileLine:
             raise ConnectFailed("the connection for files was closed.")
         try:
             channel.sendall(data)
-        except (OSError, EOFError) as error:
+        except Exception as error:  # OSError, EOFError, and what SSH has of its own
             raise ConnectFailed(f"the connection for files was lost ({error or 'closed'}).") from None
 
     def read(self) -> tuple[Header, bytes]:
@@ -65,7 +65,7 @@ class FileLine:
         """The next `send` opens another one."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            with suppress(OSError):
+            with suppress(OSError, EOFError):
                 channel.shutdown(2)  # wakes up another thread that waits for it
             channel.close()
 
@@ -75,7 +75,7 @@ class FileLine:
             return b""
         try:
             return channel.recv(count)
-        except (OSError, EOFError) as error:
+        except Exception as error:  # as in `send`
             raise ConnectFailed(f"the connection for files was lost ({error or 'closed'}).") from None
 
 
