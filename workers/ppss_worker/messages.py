@@ -15,7 +15,7 @@ from ppss_queue.errors import ConnectFailed
 Header: TypeAlias = dict[str, object]
 PIECE_BYTES = 256 * 1024
 """Data of one message at most."""
-_HEADER_BYTES = 4 * 1024 * 1024
+_HEADER_BYTES = 64 * 1024 * 1024
 """A header holds names; the outputs of one item are the most of them."""
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
