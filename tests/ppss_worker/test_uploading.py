@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from ppss_worker.file_gate import FileGate
+from ppss_worker.disk import OwnDisk
+from ppss_worker.file_gate import FileGate, QueueRuns
 from ppss_worker.messages import MessageReader
 from ppss_worker.throttle import Throttle
 from ppss_worker.uploading import Upload, Uploading
@@ -41,7 +42,7 @@ class Master:
             self.gates.pop().shutdown(socket.SHUT_RDWR)
 
     def _serve(self, end: socket.socket) -> None:
-        gate = FileGate(end.sendall, lambda: Queue.open(self.address))
+        gate = FileGate(end.sendall, QueueRuns(lambda: Queue.open(self.address)), OwnDisk())
         try:
             for header, data in MessageReader(end.recv):
                 gate.take(header, data)
@@ -182,7 +183,7 @@ def test_a_publish_over_a_lost_connection_never_moves_what_the_next_one_gathers(
     facts = {"op": "file", "path": "a", "file": "a", "mode": 0o644, "mtime_ns": 0, "verify": False}
     answers: list[bytes] = []
     with connect(address) as queue:
-        old, new = (FileGate(answers.append, lambda: queue) for _ in range(2))
+        old, new = (FileGate(answers.append, QueueRuns(lambda: queue), OwnDisk()) for _ in range(2))
         for gate, text, parts in ((old, b"old", [b"old"]), (new, b"newer", [b"ne"])):
             gate.take({"op": "make", **key, "subdirectory": ""}, b"")
             gate.take({**facts, "size": len(text)}, b"")

@@ -16,14 +16,15 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Protocol
 
 from ppss_queue.errors import BadInput, ConnectFailed, PpssError, ServiceFailed, UnknownRun
 from ppss_queue.model import Item, RunSpec, RunState
 from ppss_queue.queue import Queue
 from ppss_queue.replacements import expand
-from ppss_worker.file_stream import GONE, failure, outgoing
+from ppss_worker.disk import Disk, OwnDisk, UploadStaging
+from ppss_worker.file_stream import GONE, TransferFailed, failure
 from ppss_worker.messages import Header, MessageReader, packed
-from ppss_worker.staging import Staging, exists, leftovers, sweep
 from ppss_worker.uploads import Uploads, kind_of
 
 SERVICE = "service"
@@ -37,7 +38,8 @@ SWEEP_SECONDS = 60.0
 def serve(incoming: int, outgoing_: int) -> None:
     """Answers one node (two descriptors) until it hangs up. Raises nothing that the node could mend."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the node is gone: so is what this is for
-    gate = FileGate(lambda data: _write(outgoing_, data))
+    runs = QueueRuns(lambda: Queue.open(None))  # this user's own server
+    gate = FileGate(lambda data: _write(outgoing_, data), runs, OwnDisk())
 
     def read(count: int) -> bytes:
         while not select.select([incoming], [], [], SWEEP_SECONDS)[0]:
@@ -50,14 +52,42 @@ def serve(incoming: int, outgoing_: int) -> None:
     gate.sweep()
 
 
+class Runs(Protocol):
+    """What the gate asks of Redis. Both raise UnknownRun, ServiceFailed."""
+
+    def spec(self, run: str, /) -> RunSpec: ...
+    def is_over(self, run: str, /) -> bool:
+        """Whether none of its items is run any more."""
+
+
+class QueueRuns:
+    """Those of a queue, which is opened when the first is asked for."""
+
+    def __init__(self, open_queue: Callable[[], Queue]) -> None:
+        self._open_queue = open_queue
+        self._queue: Queue | None = None
+
+    def spec(self, run: str) -> RunSpec:
+        return self._alive().store.spec(run)
+
+    def is_over(self, run: str) -> bool:
+        return self._alive().run(run).status().state in (RunState.DONE, RunState.CANCELLED)
+
+    def _alive(self) -> Queue:
+        if self._queue is None:
+            self._queue = self._open_queue()
+        else:
+            self._queue.connection.revive()
+        return self._queue
+
+
 class FileGate:
     """What one node asks for, answered with `send`."""
 
-    def __init__(self, send: Callable[[bytes], None], open_queue: Callable[[], Queue] | None = None) -> None:
-        """`open_queue`: where runs are; this user's own server unless told otherwise."""
+    def __init__(self, send: Callable[[bytes], None], runs: Runs, disk: Disk) -> None:
         self._send = send
-        self._open_queue = open_queue or (lambda: Queue.open(None))
-        self._queue: Queue | None = None
+        self._runs = runs
+        self._disk = disk
         self._specs: dict[str, RunSpec] = {}
         self._uploads = Uploads(self._staging)
 
@@ -84,56 +114,63 @@ class FileGate:
         for run, spec in list(self._specs.items()):
             if spec.output is None:
                 continue
-            names = leftovers(spec.output, run)  # before the look: nothing of a later retry is among them
+            names = self._disk.leftovers(
+                spec.output, run
+            )  # before the look: nothing of a later retry is in it
             try:
-                over = self._runs().run(run).status().state in (RunState.DONE, RunState.CANCELLED)
+                over = self._runs.is_over(run)
             except UnknownRun:
                 over = True
             except PpssError:
                 continue
             if over:
-                sweep(spec.output, run, names)
+                self._disk.sweep(spec.output, run, names)
                 del self._specs[run]
+
+    def wanted(self, header: Header) -> list[str]:
+        """Paths of the files that a request for some is about, companions that may not be there too.
+
+        Raises PpssError, or TransferFailed for what is no file of the run.
+        """
+        spec = self._spec(str(header["run"]))
+        if header["op"] == "share":
+            return [os.path.join(spec.directory, spec.shared[int(str(header["index"]))].path)]
+        item = Item(0, str(header["name"]), int(str(header["root"])))
+        if not spec.is_file(item) or ".." in item.name.split("/"):
+            raise TransferFailed(GONE, f"{item.name!r} is no file of the run")
+        path = spec.local_path(item)
+        return [path, *(os.path.join(spec.directory, expand(template, path)) for template in spec.also)]
 
     def _files(self, op: str, header: Header) -> Iterator[bytes]:
         """The messages of all files asked for, or why there is none."""
-        spec, compress = self._spec(str(header["run"])), bool(header.get("compress"))
-        if op == "share":
-            shared = spec.shared[int(str(header["index"]))]
-            yield from outgoing(os.path.join(spec.directory, shared.path), {}, compress=compress)
+        try:
+            path, *companions = self.wanted(header)
+        except TransferFailed as failed:
+            yield failure(failed.kind, str(failed))
             return
-        item = Item(0, str(header["name"]), int(str(header["root"])))
-        if not spec.is_file(item) or ".." in item.name.split("/"):
-            yield failure(GONE, f"{item.name!r} is no file of the run")
-            return
-        directory, _, base = item.name.rpartition("/")
-        if header.get("skip") and spec.output and exists(spec.output, directory, base):
-            yield packed({"skipped": True})
-            return
-        path = spec.local_path(item)
-        yield from outgoing(path, {}, verify=spec.verify, compress=compress)
-        for template in spec.also:
-            companion = os.path.join(spec.directory, expand(template, path))
-            if os.path.exists(companion):
-                yield from outgoing(companion, {}, verify=spec.verify, compress=compress)
+        spec = self._spec(str(header["run"]))
+        if header.get("skip") and spec.output:
+            directory, _, base = str(header["name"]).rpartition("/")
+            if self._disk.lexists(os.path.join(spec.output, directory, base)):
+                yield packed({"skipped": True})
+                return
+        verify = spec.verify and op == "fetch"
+        compress = bool(header.get("compress"))
+        yield from self._disk.outgoing(path, verify=verify, compress=compress)
+        for companion in companions:
+            if self._disk.exists(companion):
+                yield from self._disk.outgoing(companion, verify=verify, compress=compress)
 
-    def _staging(self, run: str) -> Staging:
+    def _staging(self, run: str) -> UploadStaging:
         output = self._spec(run).output
         if output is None:
             raise BadInput(f"run {run} has no output directory")
-        return Staging(output, run)
+        return self._disk.staging(output, run)
 
     def _spec(self, run: str) -> RunSpec:
         if run not in self._specs:
-            self._specs[run] = self._runs().store.spec(run)
+            self._specs[run] = self._runs.spec(run)
         return self._specs[run]
-
-    def _runs(self) -> Queue:
-        if self._queue is None:
-            self._queue = self._open_queue()
-        else:
-            self._queue.connection.revive()
-        return self._queue
 
 
 def _write(descriptor: int, data: bytes) -> None:

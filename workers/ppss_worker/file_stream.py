@@ -90,7 +90,7 @@ def _deflated(part: bytes) -> bytes:
     return packed({"z": True}, small) if len(small) < len(part) else packed({}, part)
 
 
-def _inflated(data: bytes) -> bytes:
+def inflated(data: bytes) -> bytes:
     """Raises TransferFailed."""
     inflater = zlib.decompressobj()
     try:
@@ -160,7 +160,7 @@ class Incoming:
             self._at += int(str(header["hole"]))
             return False
         if header.get("z"):
-            data = _inflated(data)
+            data = inflated(data)
         if self._digest is not None:
             self._digest.update(data)
         view = memoryview(data)

@@ -45,7 +45,9 @@ class OutputRefused(PpssError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Directory:
+class Directory:
+    """One of the scratch, and what becomes of it."""
+
     source: str
     """Absolute path in the scratch."""
     final: str
@@ -78,7 +80,7 @@ class Attempt:
         Raises OutputRefused if the scratch can't be read, MachineFailed on errors of the disk.
         """
         try:
-            return _names(self._tree())
+            return names_of(self._tree())
         except OSError as error:
             raise self._explained(error) from None
 
@@ -120,10 +122,10 @@ class Attempt:
         still_ours: Callable[[], bool],
     ) -> int:
         tree = self._tree()
-        names = _names(tree)
+        names = names_of(tree)
         files = [name for name in names if not name.endswith("/")]
-        _refuse_reserved(names)
-        _refuse_taken(claim(files) if files else {})
+        refuse_reserved(names)
+        refuse_taken(claim(files) if files else {})
         if not still_ours():
             raise self._lease_lost()
         for scratch in self._earlier:
@@ -140,11 +142,11 @@ class Attempt:
         self.discard()
         return len(files)
 
-    def _tree(self) -> list[_Directory]:
+    def _tree(self) -> list[Directory]:
         """The directories of the scratch, each after its parent, opened up; none if nothing was written."""
         if not stat.S_ISDIR(os.lstat(self.directory).st_mode):
             raise OutputRefused("replaced $OUTPUT_DIR by something else, so its outputs can't be published")
-        tree: list[_Directory] = []
+        tree: list[Directory] = []
         pending = [""]
         while pending:
             path = pending.pop()
@@ -156,7 +158,7 @@ class Attempt:
                 (directories if is_directory else files).append(name)
             empty = not files and not directories
             if path or not empty:
-                tree.append(_Directory(source, self._final(path), mode if path else None, files, empty))
+                tree.append(Directory(source, self._final(path), mode if path else None, files, empty))
             pending += [f"{path}/{name}" if path else name for name in directories]
         return tree
 
@@ -174,7 +176,7 @@ class Attempt:
                 f"({error.strerror}): remove it by hand"
             ) from None
 
-    def _fits(self, directory: _Directory) -> bool:
+    def _fits(self, directory: Directory) -> bool:
         """Whether the final directory exists; OutputRefused if the files can't be moved there."""
         with self._entered(directory, create=False) as (target, whole):
             where = f"{directory.final or '.'!r} of {self._output!r}"
@@ -192,7 +194,7 @@ class Attempt:
             return whole
 
     @contextmanager
-    def _entered(self, directory: _Directory, *, create: bool) -> Iterator[tuple[int, bool]]:
+    def _entered(self, directory: Directory, *, create: bool) -> Iterator[tuple[int, bool]]:
         """A descriptor of the final directory, and True; if that is missing, of its parent, and False.
 
         Every step starts at the descriptor of the one before and follows no link, so none leads outside.
@@ -222,21 +224,19 @@ class Attempt:
         finally:
             os.close(target)
 
-    def _move_files(self, directory: _Directory) -> None:
+    def _move_files(self, directory: Directory) -> None:
         if directory.files:
             with self._entered(directory, create=True) as (target, _):
                 for name in directory.files:
                     os.rename(f"{directory.source}/{name}", name, dst_dir_fd=target)
 
-    def _set_mode(self, directory: _Directory) -> None:
+    def _set_mode(self, directory: Directory) -> None:
         if directory.mode is not None and directory.final in self._made:
             with self._entered(directory, create=True) as (target, _), suppress(PermissionError):
                 os.fchmod(target, directory.mode)  # fails if another item of another user made it just now
 
     def _lease_lost(self) -> LeaseLost:
-        return LeaseLost(
-            f"item #{self._seq} was given to another attempt, so the outputs of this one are discarded"
-        )
+        return lease_lost(self._seq)
 
     def _explained(self, error: OSError) -> PpssError:
         if error.errno in MACHINE_ERRORS:
@@ -251,13 +251,20 @@ class Attempt:
         return OutputRefused(f"writes {name!r}, which can't be published: {error.strerror}")
 
 
+def lease_lost(seq: int) -> LeaseLost:
+    """For a token that is not the newest any more."""
+    return LeaseLost(f"item #{seq} was given to another attempt, so the outputs of this one are discarded")
+
+
 def machine_failed(output: str, error: OSError) -> MachineFailed:
+    """For an error of the disk."""
     return MachineFailed(
         f"can't write in output directory {output!r}: {error.strerror}. Mend that and go on."
     )
 
 
-def _names(tree: list[_Directory]) -> list[str]:
+def names_of(tree: list[Directory]) -> list[str]:
+    """What `Attempt.outputs` says of a tree."""
     names = [f"{directory.final}/" for directory in tree if directory.empty]
     for directory in tree:
         prefix = f"{directory.final}/" if directory.final else ""
@@ -265,7 +272,8 @@ def _names(tree: list[_Directory]) -> list[str]:
     return sorted(names)
 
 
-def _refuse_reserved(names: Sequence[str]) -> None:
+def refuse_reserved(names: Sequence[str]) -> None:
+    """Raises OutputRefused if a name is where scratch is kept."""
     for name in names:
         if name.split("/", 1)[0] == SCRATCH:
             raise OutputRefused(
@@ -273,7 +281,8 @@ def _refuse_reserved(names: Sequence[str]) -> None:
             )
 
 
-def _refuse_taken(taken: Mapping[str, tuple[int, str]]) -> None:
+def refuse_taken(taken: Mapping[str, tuple[int, str]]) -> None:
+    """Raises OutputRefused if another item wrote any of the names."""
     if taken:
         name = min(taken)
         seq, item = taken[name]

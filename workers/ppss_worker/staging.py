@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from ppss_queue.errors import BadInput
+from ppss_queue.errors import BadInput, PpssError
 from ppss_worker.publishing import MACHINE_ERRORS, SCRATCH, Attempt, OutputRefused, machine_failed
 from ppss_worker.trees import remove_tree
 
@@ -36,12 +36,7 @@ class Staging:
         try:
             self._make_run_scratch()
         except OSError as error:
-            if error.errno in MACHINE_ERRORS and error.errno != errno.EROFS:
-                raise machine_failed(self._output, error) from None
-            raise BadInput(
-                f"can't write in output directory {self._output!r}: {error.strerror}. "
-                "Mend that, or choose another one with -o."
-            ) from None
+            raise not_prepared(self._output, error) from None
 
     @property
     def full(self) -> bool:
@@ -59,9 +54,7 @@ class Staging:
         Raises OutputRefused if that is not below the output directory, MachineFailed if making it fails,
         BadInput as `prepare` if someone put something else in the place of the run's scratch.
         """
-        parts = [part for part in subdirectory.split("/") if part not in ("", ".")]
-        if ".." in parts or subdirectory.startswith("/"):
-            raise OutputRefused(f"would write to {subdirectory!r}, which is not below the output directory")
+        final = below_output(subdirectory)
         own = f"{seq}.{token}"
         directory = os.path.join(self._run_scratch, own)
         try:
@@ -70,7 +63,7 @@ class Staging:
         except OSError as error:
             raise machine_failed(self._output, error) from None
         earlier = [os.path.join(self._run_scratch, name) for name in siblings if name != own]
-        return Attempt(self._output, directory, seq, "/".join(parts), earlier)
+        return Attempt(self._output, directory, seq, final, earlier)
 
     def work(self, seq: int, token: str) -> str:
         """A fresh directory beside an attempt's scratch, which is removed with it. Raises MachineFailed, BadInput."""
@@ -98,10 +91,33 @@ class Staging:
                 break
         for path in (os.path.dirname(self._run_scratch), self._run_scratch):
             if not stat.S_ISDIR(os.lstat(path).st_mode):
-                raise BadInput(f"{path!r} is no directory, but scratch belongs there. Remove it.")
+                raise in_the_way(path)
         for path in (self._output, self._run_scratch):
             if not os.access(path, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def not_prepared(output: str, error: OSError) -> PpssError:
+    """Why the output directory can't be used: MachineFailed on a full disk, else BadInput."""
+    if error.errno in MACHINE_ERRORS and error.errno != errno.EROFS:
+        return machine_failed(output, error)
+    return BadInput(
+        f"can't write in output directory {output!r}: {error.strerror}. "
+        "Mend that, or choose another one with -o."
+    )
+
+
+def in_the_way(path: str) -> BadInput:
+    """Something else is where scratch belongs."""
+    return BadInput(f"{path!r} is no directory, but scratch belongs there. Remove it.")
+
+
+def below_output(subdirectory: str) -> str:
+    """An item's directory in its plain form. Raises OutputRefused if it is not below the output directory."""
+    parts = [part for part in subdirectory.split("/") if part not in ("", ".")]
+    if ".." in parts or subdirectory.startswith("/"):
+        raise OutputRefused(f"would write to {subdirectory!r}, which is not below the output directory")
+    return "/".join(parts)
 
 
 def exists(output: str, subdirectory: str, name: str) -> bool:

@@ -16,17 +16,16 @@ that of an earlier attempt.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
 from ppss_queue.errors import BadInput, LeaseLost, MachineFailed, PpssError
-from ppss_worker.file_stream import Incoming, TransferFailed
+from ppss_worker.disk import Receiving, UploadScratch, UploadStaging
+from ppss_worker.file_stream import TransferFailed
 from ppss_worker.messages import Header
-from ppss_worker.publishing import MACHINE_ERRORS, Attempt, OutputRefused, machine_failed
-from ppss_worker.staging import Staging
+from ppss_worker.publishing import MACHINE_ERRORS, OutputRefused, machine_failed
 from ppss_worker.trees import OWNER_ALL
 
 REFUSED = "refused"
@@ -45,12 +44,12 @@ def kind_of(error: PpssError) -> str:
 class Uploads:
     """Scratches of one node's attempts on this machine."""
 
-    def __init__(self, staging_of: Callable[[str], Staging]) -> None:
+    def __init__(self, staging_of: Callable[[str], UploadStaging]) -> None:
         """`staging_of`: where outputs of a run go; raises PpssError if there is none."""
         self._staging_of = staging_of
         self._nonce = secrets.token_hex(3)
         """Tells scratches of this connection from those of one that was lost, which may still be publishing."""
-        self._attempts: dict[tuple[str, int, str], Attempt] = {}
+        self._attempts: dict[tuple[str, int, str], UploadScratch] = {}
         self._current: _Upload | None = None
 
     def take(self, op: str, header: Header, data: bytes) -> Header | None:
@@ -85,9 +84,7 @@ class Uploads:
         taken = cast("dict[str, list[object]]", header.get("taken") or {})
         owners = {name: (int(str(seq)), str(item)) for name, (seq, item) in taken.items()}
         try:
-            return {
-                "published": attempt.publish(lambda names: owners, lambda: os.path.lexists(attempt.directory))
-            }
+            return {"published": attempt.publish(lambda names: owners, attempt.is_there)}
         finally:
             with suppress(KeyError):
                 del self._attempts[key]
@@ -97,11 +94,11 @@ class _Upload:
     """One attempt's outputs, on their way. The first thing that goes wrong is kept for the end."""
 
     def __init__(self) -> None:
-        self.attempt: Attempt | None = None
+        self.attempt: UploadScratch | None = None
         self._failure: PpssError | None = None
         self._modes: dict[str, int] = {"": OWNER_ALL}
         """Directories made here: nothing is written into any other, through a link say."""
-        self._file: Incoming | None = None
+        self._file: Receiving | None = None
 
     def take(self, op: str, header: Header, data: bytes) -> None:
         if self._failure is not None or self.attempt is None:
@@ -114,15 +111,13 @@ class _Upload:
             parent, _, name = path.rpartition("/")
             if parent not in self._modes or name in ("", ".", ".."):
                 raise OutputRefused(f"sends {path!r}, which is in no directory of its output")
-            full = os.path.join(self.attempt.directory, path)
             if op == "directory":
-                os.mkdir(full)
+                self.attempt.make_directory(path)
                 self._modes[path] = int(str(header["mode"])) & 0o7777
             elif op == "link":
-                os.symlink(str(header["target"]), full)
+                self.attempt.make_link(path, str(header["target"]))
             elif op == "file":
-                directory = os.path.dirname(full)
-                self._file = Incoming({**header, "file": name}, directory, sync=True)
+                self._file = self.attempt.receive(path, header)
 
     def finish(self) -> list[str]:
         """Names of all outputs. Raises what went wrong."""
@@ -135,7 +130,7 @@ class _Upload:
             else:
                 for path in sorted(self._modes, reverse=True):  # inner ones first
                     if path:
-                        os.chmod(os.path.join(self.attempt.directory, path), self._modes[path])
+                        self.attempt.set_mode(path, self._modes[path])
                 names = self.attempt.outputs()
         if self._failure is not None:
             raise self._failure
@@ -162,8 +157,10 @@ class _Upload:
         elif isinstance(error, PpssError):
             self._failure = error
         elif isinstance(error, OSError):
-            gone = self.attempt is not None and not os.path.lexists(self.attempt.directory)
-            if gone:
+            scratch = f"{self.attempt.directory}/" if self.attempt is not None else ""
+            if scratch and str(error.filename).startswith(scratch):
+                path = str(error.filename).removeprefix(scratch)  # of an earlier message, perhaps
+            if self.attempt is not None and not self.attempt.is_there():
                 self._failure = LeaseLost("a newer attempt of the item removed its scratch")
             elif error.errno in MACHINE_ERRORS:
                 where = self.attempt.directory if self.attempt else path
