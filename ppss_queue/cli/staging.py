@@ -13,7 +13,7 @@ from ppss_queue.model import SharedFile
 from ppss_queue.replacements import expand
 
 if TYPE_CHECKING:
-    from ppss_worker.file_line import OpenFiles
+    from ppss_worker.file_line import Channel, OpenFiles
     from ppss_worker.settings import StageSettings
 
     from ppss_queue.queue import Queue
@@ -56,7 +56,18 @@ def open_files_of(queue: Queue) -> OpenFiles | None:
     line = queue.connection.line
     if line is None:
         return None
-    return lambda: line.open_gate("files")
+    if queue.connection.address.scheme == "ssh":
+        return lambda: line.open_gate("files")
+    from ppss_worker.file_gate import QueueRuns
+    from ppss_worker.sftp_gate import open_sftp_files
+
+    from ppss_queue.queue import Queue
+
+    def open_files() -> Channel:
+        runs = QueueRuns(lambda: Queue(queue.connection.clone(name="ppss-files"), queue.keys))
+        return open_sftp_files(line.open_sftp, runs.spec, runs.is_over)
+
+    return open_files
 
 
 def stage_settings(work: dict[str, Any], state: Path) -> StageSettings:

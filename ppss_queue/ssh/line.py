@@ -66,6 +66,23 @@ class Line:
         """A channel to a port as the master sees it. Raises ConnectFailed, BadInput."""
         return self._channel("direct-tcpip", (host, port))
 
+    def open_sftp(self) -> paramiko.Channel:
+        """A channel to the SFTP server of sshd. Raises ConnectFailed, BadInput."""
+        import paramiko
+
+        channel = self._channel("session", None)
+        try:
+            channel.invoke_subsystem("sftp")
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            if not channel.get_transport().is_active():
+                raise self._lost(channel.get_transport(), error) from None
+            channel.close()
+            raise ConnectFailed(
+                f"sshd of {self.target.host} has no SFTP, so no files can be staged. Allow it there "
+                "(Subsystem sftp internal-sftp), or install PPSS there and use its own server."
+            ) from None
+        return channel
+
     def open_unix(self, path: str) -> paramiko.Channel:
         """Raises BadInput, as paramiko can't do that."""
         from ppss_queue.errors import BadInput

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from helpers import wait_until
 from hosts.lab import Host, Lab
 
 NODE = ("worker", "--burst", "-p", "2", "--url", "ssh://master")
@@ -194,3 +196,20 @@ def test_a_run_that_is_not_staged_is_left_to_nodes_that_have_its_files(master: H
     assert left.returncode == 2
     assert "which is not on this node. Enqueue them with --stage" in left.stderr
     assert states(master, run) == {}
+
+
+def test_a_master_without_ppss_gives_files_by_sftp(master: Host, node: Host, server_binary: Path) -> None:
+    # The master's own server is for PPSS there alone: this run lives in another Redis, which only its port leads to.
+    redis = "redis://127.0.0.1:6379"
+    master.popen([str(server_binary), "--port", "6379", "--bind", "127.0.0.1", "--save", ""])
+    wait_until(
+        lambda: master.run(["ppss", "status", "--url", redis], check=False).returncode == 0, "Redis answers"
+    )
+    here = enqueue(master, "--verify", "-c", _WRITE_ALL_KINDS)
+    master.run(["ppss", "worker", "--burst"])
+    master.run(["mv", "out", "expected"])
+    enqueue(master, "--url", redis, "--verify", "-c", _WRITE_ALL_KINDS)
+    master.run(["rm", "/usr/local/bin/ppss"], user="root")
+    node.run(["ppss", *NODE[:-1], f"ssh://master/{redis}"])
+    assert tree(master, "out") == tree(master, "expected")
+    assert len(tree(master, "out")) > 18 and here
