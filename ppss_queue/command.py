@@ -28,6 +28,7 @@ from ppss_queue.replacements import (
 )
 from ppss_queue.shell_lexer import ShellText
 from ppss_queue.shell_words import BUILTINS, KEYWORDS, Word
+from ppss_queue.unaware_text import is_unaware
 
 __all__ = [
     "Command",
@@ -71,6 +72,8 @@ class Command:
     words: tuple[str | Value, ...] = ()
     script: str = ""
     variables: tuple[tuple[str, Value], ...] = ()
+    unaware: bool = False
+    """Of a script: it can't tell a bash of its own from the fork of one (unaware_text.py)."""
 
     @property
     def shell(self) -> bool:
@@ -128,6 +131,7 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
         raise BadInput("the command is nested too deeply: put it into a script of its own") from None
     if not text.commands and not text.script.strip():
         raise BadInput("the command is empty: give one to run for each item")
+    unaware = is_unaware(text, source)
     if not text.names_item:
         text.append_item()
     for words in text.commands:
@@ -142,7 +146,7 @@ def _parse_text(source: str, strings: ReplacementStrings, functions: Collection[
         return Command(source, needs_output, program, words=direct)
     meanings = (strings.meanings[name] for name in sorted(text.used))
     variables = tuple((meaning.variable, meaning.value) for meaning in meanings if meaning.variable)
-    return Command(source, needs_output, program, script=text.script, variables=variables)
+    return Command(source, needs_output, program, script=text.script, variables=variables, unaware=unaware)
 
 
 def _refuse_columns(words: Sequence[Word]) -> None:

@@ -42,7 +42,8 @@ class ShellText(ReplacedText):
         self._only_words = True
         # What the text ends in, "" after a word of a command; and where that word ends.
         self._tail, self._tail_end = "", 0
-        self._outer = self._code()
+        self.outer = self._code()
+        """Those that are in no other and in no parentheses."""
 
     @property
     def live_text(self) -> str:
@@ -63,18 +64,18 @@ class ShellText(ReplacedText):
     @property
     def first_word(self) -> Word | None:
         """The word that the text begins with."""
-        first = self._outer[0][0] if self._outer else None
+        first = self.outer[0][0] if self.outer else None
         begin = len(self._text) - len(self._text.lstrip())
         return first if first and first.start == begin else None
 
     @property
     def only_command(self) -> SimpleCommand | None:
         """The words, if the text is one simple command and nothing else."""
-        return self._outer[0] if self._only_words and len(self._outer) == 1 else None
+        return self.outer[0] if self._only_words and len(self.outer) == 1 else None
 
     def append_item(self) -> None:
         """Give the last command the item as one more word. BadInput if the text ends in something else."""
-        last = self._outer[-1] if self._outer else [Word()]
+        last = self.outer[-1] if self.outer else [Word()]
         first = last[0].raw
         if first in KEYWORDS or first == "[" or all(word.assigns for word in last):
             self._tail = self._tail or f"'{first}'"

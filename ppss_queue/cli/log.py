@@ -108,13 +108,18 @@ def _follow(queue: Queue, run: str, seq: int) -> bool:
 
 def _captures(run: str, seq: int) -> list[str]:
     """stdout and stderr of the process group leader of the item, if it runs here as this user."""
-    wanted = {f"PPSS_RUN={run}".encode(), f"PPSS_SEQ={seq}".encode()}
+    from ppss_worker.shell_host import hosts_item
+
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
-        with suppress(OSError), open(f"/proc/{entry.name}/environ", "rb") as file:
-            if wanted <= set(file.read().split(b"\0")) and os.getpgid(int(entry.name)) == int(entry.name):
-                return [f"/proc/{entry.name}/fd/1", f"/proc/{entry.name}/fd/2"]
+        pid = int(entry.name)
+        with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            environment = set(file.read().split(b"\0"))
+            if f"PPSS_RUN={run}".encode() not in environment or os.getpgid(pid) != pid:
+                continue
+            if f"PPSS_SEQ={seq}".encode() in environment or hosts_item(pid, run, seq):
+                return [f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"]
     return []
 
 

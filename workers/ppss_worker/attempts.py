@@ -172,6 +172,8 @@ class Attempts:
         outcome = Outcome(exit_code, signal, seconds, self._node, running.slot, reason, line, result)
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
+        elif not child.began and running.stopped is None:
+            self._release(running, outcome)
         elif outcome.exit_code == 0 and not outcome.reason and running.stopped is None:
             self._deliveries.deliver(running, outcome)
         elif running.stopped == "released":

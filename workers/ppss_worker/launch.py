@@ -11,6 +11,7 @@ from ppss_queue.model import Lease
 from ppss_worker.functions import FunctionHost
 from ppss_worker.process import Child, Spawner
 from ppss_worker.runs import ActiveRun
+from ppss_worker.shell_host import ShellHosts
 from ppss_worker.streams import Stream
 
 
@@ -32,6 +33,7 @@ class Launcher:
         self._streams: dict[int, Stream] = {}
         self._hosts: dict[int, tuple[str, FunctionHost]] = {}
         """Run and process by slot."""
+        self._shells = ShellHosts(spawner)
 
     def start(self, lease: Lease, run: ActiveRun, values: ItemValues, directory: str) -> Child:
         """`directory`: where a command runs. Raises SpawnFailed, DirectoryMissing, MachineFailed."""
@@ -39,11 +41,16 @@ class Launcher:
             return self._call(run, run.function, lease, values)
         assert run.command is not None
         invocation = run.command.bind(values)
-        variables = {**run.environment, **run.variables(lease, values), **invocation.variables}
+        own = {**run.variables(lease, values), **invocation.variables}
+        if run.command.unaware and self._on_output is None:
+            child = self._shells.start(run, values.slot, own)
+            if child is not None:
+                return child
+        variables = {**run.environment, **own}
         if self._on_output is None:
             return self._spawner.spawn(invocation.argv, variables, directory)
         stream = Stream(self._selector, self._spawner.captures, partial(self._on_output, lease))
-        child: Child | None = None
+        child = None
         try:
             child = self._spawner.spawn(
                 invocation.argv, variables, directory, stream.writers[1], stream.writers[2]
@@ -54,7 +61,8 @@ class Launcher:
         return child
 
     def finish(self, child: Child) -> None:
-        """The attempt is over: its output is complete in the capture files after this."""
+        """The attempt is over: its output is complete in the capture files after this, its `began` is right."""
+        self._shells.finish(child)
         stream = self._streams.pop(child.pid, None)
         if stream is not None:
             stream.finish()
@@ -70,7 +78,8 @@ class Launcher:
         child.close()
 
     def close(self) -> None:
-        """Ends the functions' processes."""
+        """Ends the processes that wait for items."""
+        self._shells.close()
         while self._hosts:
             _, (_, host) = self._hosts.popitem()
             host.close()

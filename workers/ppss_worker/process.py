@@ -71,6 +71,8 @@ class Child:
     give_back: Callable[[int], None]
     """What is done with a capture file that is not needed any more."""
     reaped: bool = False
+    began: bool = True
+    """False: what was to run it died before it did, and nothing of it was done."""
 
     def terminate(self) -> None:
         """Asks the whole process group to end (SIGTERM), stopped processes too; nothing if it was reaped."""
@@ -119,6 +121,8 @@ class Spawner:
         self._exits: list[Exit] = []  # kept here: what was buried before an error is told by the next call
         self._unguarded = False
         self._found: dict[tuple[str, str, str], str] = {}
+        self.adopts_orphans = False
+        """This process is a subreaper, so unknown children may be left over from commands: bury them too."""
 
     def spawn(
         self,
@@ -157,11 +161,28 @@ class Spawner:
         self._guardian.watch(child.pid)
         return child
 
+    def captured(self) -> Child:
+        """A child to come, with its capture files. Raises MachineFailed."""
+        child = Child(0, -1, -1, time.monotonic(), self.captures.give_back)
+        try:
+            child.stdout = self.captures.take()
+            child.stderr = self.captures.take(os.O_APPEND)
+        except PpssError:
+            child.close()
+            raise
+        return child
+
+    def adopt(self, child: Child) -> None:
+        """Takes care of a child of this process that leads a process group of its own, as if spawned here."""
+        if child.pid not in self._running:
+            self._guardian.watch(child.pid)
+        self._running[child.pid] = child
+
     def reap(self) -> list[Exit]:
         """What ended since the last call; never waits. Each one's process group is dead to the last process.
 
         To be called after each SIGCHLD. Children of this process that were not spawned here stay for whoever
-        started them. A guardian that died is replaced; raises MachineFailed if it can't be.
+        started them, unless it `adopts_orphans`. A guardian that died is replaced; raises MachineFailed if it can't be.
         """
         while (pid := _zombie(os.P_ALL, 0)) is not None:
             if not self._bury(pid):  # a zombie of somebody else, which hides those behind it
@@ -182,7 +203,9 @@ class Spawner:
             return True
         child = self._running.pop(pid, None)
         if child is None:
-            return False
+            if self.adopts_orphans:
+                os.waitpid(pid, 0)
+            return self.adopts_orphans
         # Before the wait: until then the number can't belong to somebody else.
         kill_group(pid, signal.SIGKILL)
         self._guardian.forget(pid)
