@@ -42,7 +42,8 @@ class Launcher:
         assert run.command is not None
         invocation = run.command.bind(values)
         own = {**run.variables(lease, values), **invocation.variables}
-        if run.command.unaware and self._on_output is None:
+        in_place = directory == run.spec.directory  # that is where the shells wait
+        if run.command.unaware and self._on_output is None and in_place:
             child = self._shells.start(run, values.slot, own)
             if child is not None:
                 return child
