@@ -63,7 +63,8 @@ class Queue:
             parsed = Address.parse(address)
             connection = Connection.open(parsed, accept_new=accept_new)
             durable_there = durable_over_ssh if parsed.scheme == "ssh" else nothing_durable
-            queue = cls(connection, keys, check_server(connection), durable_there)
+            warnings = [*(connection.line.accepted if connection.line else ()), *check_server(connection)]
+            queue = cls(connection, keys, warnings, durable_there)
         else:
             from ppss_queue.durability import durable
             from ppss_queue.server import ensure_running

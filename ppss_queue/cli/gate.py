@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ppss_queue import __version__
 from ppss_queue.cli.joining import become
@@ -26,12 +27,16 @@ def main(arguments: Sequence[str]) -> int:
         service = _service(arguments)
         {"redis": _redis, "files": _files, "durable": _durable}[service]()
     except PpssError as error:
-        _say(Hello(__version__, service, " ".join(str(error).split("\n")), error.exit_code))
-        return error.exit_code
+        return _refuse(service, " ".join(str(error).split("\n")), error.exit_code)
     except OSError as error:
-        _say(Hello(__version__, service, f"the gate failed: {error}.", ExitCode.MACHINE_FAILED))
-        return ExitCode.MACHINE_FAILED
+        return _refuse(service, f"the gate failed: {error}.", ExitCode.MACHINE_FAILED)
     return ExitCode.OK
+
+
+def _refuse(service: str, error: str, exit_code: ExitCode) -> int:
+    with suppress(OSError):  # the node has gone meanwhile
+        _say(Hello(__version__, service, error, exit_code))
+    return exit_code
 
 
 def _service(arguments: Sequence[str]) -> str:
@@ -44,12 +49,8 @@ def _service(arguments: Sequence[str]) -> str:
 
 
 def _say(hello: Hello) -> None:
-    """Writes the hello. From now on stderr is silent: nobody reads it."""
     sys.stdout.buffer.write(hello.encode())
     sys.stdout.buffer.flush()
-    silent = os.open(os.devnull, os.O_RDWR)
-    os.dup2(silent, 2)
-    os.close(silent)
 
 
 def _redis() -> None:

@@ -12,6 +12,8 @@ import select
 import sys
 
 _PIECE_BYTES = 64 * 1024
+_BEAT_SECONDS = 30.0
+"""When nothing passes, a byte on stderr makes sshd notice that the node is gone: it has no other reason to speak."""
 _GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
@@ -26,12 +28,12 @@ def become(source: int, sink: int, server: int, title: str) -> None:
         join(source, sink, server)
 
 
-def join(source: int, sink: int, server: int) -> None:
+def join(source: int, sink: int, server: int, beat: int = 2, beat_seconds: float = _BEAT_SECONDS) -> None:
     """Passes bytes from the source to the server and from there to the sink until one of them ends.
 
     It sleeps until there is something to do. What was read is written before anything more is read.
     """
-    for descriptor in (source, sink, server):
+    for descriptor in (source, sink, server, beat):
         os.set_blocking(descriptor, False)
     up = down = b""
     while True:
@@ -44,8 +46,10 @@ def join(source: int, sink: int, server: int) -> None:
         poll = select.poll()
         for descriptor, events in wanted.items():
             poll.register(descriptor, events)
-        happened = dict(poll.poll())
+        happened = dict(poll.poll(beat_seconds * 1000))
         try:
+            if not happened:
+                _write(beat, b"\n")
             if happened.get(sink, 0) & _GONE:
                 return
             if not up and happened.get(source):

@@ -25,8 +25,8 @@ class Identities:
     """The keys of one host, kept for the next connection to it, so that nobody is asked twice."""
 
     target: Target
-    works: paramiko.PKey | None = None
-    """What the server let in, and will be tried first."""
+    works: bytes = b""
+    """The public half of what the server let in, to be tried first the next time."""
     locked: list[str] = field(default_factory=list)
     """Files that need a passphrase which is not known."""
     hops: dict[SshHost, Identities] = field(default_factory=dict)
@@ -36,16 +36,18 @@ class Identities:
 
     def __iter__(self) -> Iterator[tuple[str, paramiko.PKey]]:
         """Name and key, in the order in which `ssh` tries them; those that must be unlocked come last."""
-        if self.works is not None:
-            yield "the key of before", self.works
         self.locked.clear()
-        seen: set[bytes] = set()
-        for name, key in self._candidates():
-            if key.asbytes() not in seen:
+        candidates = self._candidates()
+        if self.works:
+            candidates = iter(sorted(candidates, key=lambda found: found[1].asbytes() != self.works))
+        seen: set[tuple[bytes, bool]] = set()
+        for name, key in candidates:
+            this = (key.asbytes(), key.public_blob is not None)
+            if this not in seen:
                 yield name, key
-            seen.add(key.asbytes())
+            seen.add(this)
         for path in list(self.locked):
-            if _public(path) in seen or (unlocked := self._ask(path)) is None:
+            if (_public(path), False) in seen or (unlocked := self._ask(path)) is None:
                 continue
             self.locked.remove(path)
             yield path, unlocked

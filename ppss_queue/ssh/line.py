@@ -41,6 +41,8 @@ class Line:
         self._target: Target | None = None
         self._identities: Identities | None = None
         self._session: Session | None = None
+        self.accepted: list[str] = []
+        """A sentence for each host that was not known, and is trusted from now on."""
         self._attempts = 0
         self._failure: PpssError | None = None
 
@@ -141,7 +143,9 @@ class Line:
 
         if self._identities is None:
             self._identities = Identities(self.target)
-        return log_in(self.target, self._identities, accept_new=self._accept_new)
+        session = log_in(self.target, self._identities, accept_new=self._accept_new)
+        self.accepted += session.accepted
+        return session
 
     def _channel(self, kind: str, destination: tuple[str, int] | None) -> paramiko.Channel:
         import paramiko

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
@@ -42,6 +42,8 @@ class Session:
 
     transport: paramiko.Transport
     hops: tuple[Session, ...] = ()
+    accepted: tuple[str, ...] = ()
+    """What is to be said of keys that were not known before, those of hosts on the way too."""
 
     def close(self) -> None:
         """End it, and the hops after it."""
@@ -58,7 +60,9 @@ def log_in(target: Target, identities: Identities, *, accept_new: bool, depth: i
     known = KnownHosts((*target.known_hosts, *target.system_known_hosts))
     session = _shake_hands(target, known, identities, depth, accept_new=accept_new)
     try:
-        _check_host_key(session.transport, target, known, accept_new=accept_new or target.accept_new)
+        accepted = _check_host_key(
+            session.transport, target, known, accept_new=accept_new or target.accept_new
+        )
         _authenticate(session.transport, target, identities)
         threading.Thread(target=_keep_asking, args=[session.transport], name="ssh-ask", daemon=True).start()
     except BaseException:
@@ -66,7 +70,7 @@ def log_in(target: Target, identities: Identities, *, accept_new: bool, depth: i
         raise
     finally:
         identities.close()
-    return session
+    return replace(session, accepted=(*(text for hop in session.hops for text in hop.accepted), *accepted))
 
 
 def host_keys(target: Target) -> list[HostKey]:
@@ -165,13 +169,15 @@ def _shown(transport: paramiko.Transport) -> HostKey:
 
 def _check_host_key(
     transport: paramiko.Transport, target: Target, known: KnownHosts, *, accept_new: bool
-) -> None:
-    key = _shown(transport)
+) -> tuple[str, ...]:
+    key, name = _shown(transport), target.key_names[0]
     verdict = known.judge(target.key_names, key)
-    if verdict is Verdict.UNKNOWN and accept_new and target.known_hosts:
-        known_hosts.add(target.known_hosts[0], target.key_names[0], [key], hashed=target.hash_known_hosts)
-    elif verdict is not Verdict.KNOWN:
+    if verdict is Verdict.KNOWN:
+        return ()
+    if verdict is not Verdict.UNKNOWN or not accept_new or not target.known_hosts:
         raise failures.bad_host_key(verdict, key, known.other(target.key_names), target)
+    known_hosts.add(target.known_hosts[0], name, [key], hashed=target.hash_known_hosts)
+    return (f"'{name}' was not known and is trusted from now on ({key.fingerprint}).",)
 
 
 def _authenticate(transport: paramiko.Transport, target: Target, identities: Identities) -> None:
@@ -189,16 +195,17 @@ def _authenticate(transport: paramiko.Transport, target: Target, identities: Ide
             if not transport.is_active():
                 if "timeout" in str(error).lower():
                     raise failures.not_reached(TimeoutError(), target) from None
-                raise failures.too_many_keys(target, tried) from None
+                if isinstance(error, paramiko.AuthenticationException):
+                    raise failures.too_many_keys(target, tried) from None
+                raise failures.lost(target, f"{tried[-1]}: {error}".rstrip(".")) from None
             continue
         if more:
             raise ConnectFailed(
                 f"{target.host} wants more than a key from user '{target.user}' ({', '.join(more)}). "
                 "Allow a login by key alone there, as no program can answer that."
             )
-        identities.works = key
+        identities.works = key.asbytes()
         return
-    identities.works = None
     raise failures.no_key(target, tried, identities.locked)
 
 

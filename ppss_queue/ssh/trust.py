@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppss_queue.address import SshHost
+from ppss_queue.errors import BadInput
 from ppss_queue.ssh import failures, known_hosts
 from ppss_queue.ssh.known_hosts import HostKey, KnownHosts, Verdict
 from ppss_queue.ssh.login import host_keys
@@ -41,6 +42,8 @@ def look(host: SshHost) -> Shown:
     Raises ConnectFailed, also if the host is known by other keys or shows a revoked one, and BadInput.
     """
     target = resolve(host)
+    if not target.known_hosts:
+        raise BadInput("UserKnownHostsFile in the configuration of ssh names no file to write a host key to.")
     keys = tuple(host_keys(target))
     files = KnownHosts((*target.known_hosts, *target.system_known_hosts))
     verdicts = {key: files.judge(target.key_names, key) for key in keys}

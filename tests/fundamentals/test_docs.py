@@ -242,7 +242,14 @@ def test_every_guarantee_names_a_test() -> None:
 
 @pytest.mark.parametrize("page", [INTERNALS, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
-    folders = [ROOT, ROOT / "ppss_queue", ROOT / "ppss_queue" / "ssh", ROOT / "ppss_queue" / "cli", LUA, ROOT / "workers" / "ppss_worker"]
+    folders = [
+        ROOT,
+        ROOT / "ppss_queue",
+        ROOT / "ppss_queue" / "ssh",
+        ROOT / "ppss_queue" / "cli",
+        LUA,
+        ROOT / "workers" / "ppss_worker",
+    ]
     for name in re.findall(r"`([\w./-]+\.(?:py|lua|md|sh|toml|lock))`", page.read_text()):
         found = [folder / name for folder in folders if (folder / name).exists()]
         assert found or list((ROOT / "tests").rglob(name)), f"{page.name}: {name}"

@@ -145,6 +145,19 @@ def test_a_key_with_a_passphrase_that_the_agent_has_asks_nobody(lab: Lab) -> Non
     lab["n1"].run(["bash", "-c", script, URL])
 
 
+def test_too_many_keys_in_an_agent_are_told_with_the_setting_that_helps(lab: Lab) -> None:
+    script = (
+        "eval $(ssh-agent) >&2; for i in 1 2 3 4 5 6 7; do ssh-keygen -qt ed25519 -N '' -f $i; ssh-add -q $i; done;"
+        "ssh-add -q .ssh/id_ed25519; mv .ssh/id_ed25519.pub key.pub; ppss status --url $0; echo $?;"
+        "mv key.pub .ssh/id_ed25519.pub; ppss status --url $0; echo $?; mv .ssh/id_ed25519.pub key.pub;"
+        "printf 'IdentityFile ~/.ssh/id_ed25519\\nIdentitiesOnly yes\\n' >.ssh/config;"
+        "ppss status --url $0; echo $?; kill $SSH_AGENT_PID"
+    )
+    done = lab["n1"].run(["bash", "-c", script, URL])
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["3", "0", "0"], done
+    assert "ppss: master hung up after 6 keys. Name the right one in ~/.ssh/config" in done.stderr
+
+
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "ed25519"])
 def test_keys_of_all_kinds_open_and_one_that_is_not_accepted_is_no_obstacle(lab: Lab, kind: str) -> None:
     n1 = lab["n1"]

@@ -98,6 +98,13 @@ def test_nothing_is_left_on_the_master_when_a_worker_is_killed(lab: Lab) -> None
     wait_until(lambda: not pids(lab.master, "sshd: ppss"), "no sshd of it is left")
 
 
+def test_sshd_ends_the_gates_of_a_node_without_power_if_it_is_set_to_ask(lab: Lab) -> None:
+    restart_sshd(lab.master, "ClientAliveInterval 2", "ClientAliveCountMax 2")
+    _worker(lab["n1"])
+    lab["n1"].kill()
+    wait_until(lambda: not pids(lab.master, _GATE), "no gate is left", 30)
+
+
 def test_a_gate_at_rest_costs_no_time(lab: Lab) -> None:
     _worker(lab["n1"])
     time.sleep(1)
@@ -151,6 +158,32 @@ def test_an_sshd_that_is_killed_and_comes_back_is_found_again(lab: Lab) -> None:
     wait_until(lambda: _succeeded(lab, run) == 60, "all is done", 60)
 
 
+def test_a_key_of_the_agent_opens_again_after_a_loss(lab: Lab) -> None:
+    n1 = lab["n1"]
+    run = enqueue(lab.master, 60, ": {}; sleep 0.1")
+    n1.run(["sh", "-c", "ssh-agent -a $PWD/agent >&2; SSH_AUTH_SOCK=$PWD/agent ssh-add -q; rm .ssh/id_*"])
+    n1.run(["sh", "-c", f"SSH_AUTH_SOCK=$PWD/agent setsid ppss worker -p 2 --url {URL} >log 2>&1 &"])
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    stop_sshd(lab.master)
+    wait_until(lambda: b"was lost" in n1.read("log"), "the loss is noticed")
+    start_sshd(lab.master)
+    wait_until(lambda: _succeeded(lab, run) == 60, "all is done", 60)
+
+
+def test_a_node_that_slept_goes_on_with_the_connection_that_it_had(lab: Lab) -> None:
+    """It was not the master that was silent."""
+    run = enqueue(lab.master, 1000, ": {}; sleep 0.2", "--visibility", "2m")
+    said = _worker(lab["n1"], "-p", "2")
+    wait_until(lambda: _succeeded(lab, run) > 2, "it works")
+    before = logins(lab.master)
+    lab["n1"].freeze()
+    time.sleep(25)
+    lab["n1"].thaw()
+    done = _succeeded(lab, run)
+    wait_until(lambda: _succeeded(lab, run) > done + 4, "it goes on")
+    assert logins(lab.master) == before and "lost" not in said()
+
+
 def test_a_server_that_died_is_started_again_by_the_next_gate(lab: Lab) -> None:
     run = enqueue(lab.master, 40, ": {}; sleep 0.1")
     _worker(lab["n1"], "-p", "2")
@@ -194,6 +227,72 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 line.close()
 """
+
+
+def test_sockets_leave_no_thread_and_no_descriptor_however_they_end(lab: Lab) -> None:
+    done = lab["n1"].run([sys.executable, "-c", _ENDS % URL])
+    assert done.stdout == "ok\n", done
+
+
+_ENDS = """
+import os, socket, threading, time
+from contextlib import suppress
+from ppss_queue.address import Address
+from ppss_queue.ssh.line import Line
+line = Line(Address.parse(%r).via)
+def opened():
+    joined = line.as_socket(line.open_gate("redis"))
+    joined.sendall(b"PING\\r\\n")
+    assert joined.recv(7) == b"+PONG\\r\\n"
+    return joined
+def count():
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+def settles(at):
+    for _ in range(2000):
+        if count() == at:
+            return True
+        time.sleep(0.01)
+    return False
+opened().close()
+while threading.active_count() > 3:  # ours, paramiko's, and the one that asks
+    time.sleep(0.01)
+at = count()
+def flood(joined):
+    "The far side sends more than anybody reads."
+    joined.settimeout(0.5)
+    joined.send(b"*3\\r\\n$3\\r\\nSET\\r\\n$1\\r\\nv\\r\\n$60000\\r\\n" + bytes(60000) + b"\\r\\n")
+    with suppress(TimeoutError):
+        for _ in range(300):
+            joined.sendall(b"GET v\\r\\n")
+    time.sleep(0.5)
+ends = {
+    "close": lambda joined: joined.close(),
+    "shut": lambda joined: (joined.shutdown(socket.SHUT_WR), joined.recv(1), joined.close()),
+    "quit": lambda joined: (joined.sendall(b"QUIT\\r\\n"), joined.recv(5), joined.recv(1), joined.close()),
+    "flood": lambda joined: (flood(joined), joined.close()),
+}
+for name, end in ends.items():
+    end(opened())
+    assert settles(at), (name, at, count(), threading.enumerate())
+left = [opened(), opened()]
+line.close()
+for joined in left:
+    assert joined.recv(1) == b""
+    joined.close()
+for _ in range(2000):
+    if threading.active_count() == 1: break
+    time.sleep(0.01)
+print("ok" if threading.active_count() == 1 else threading.enumerate())
+"""
+
+
+def test_the_dashboard_shows_a_queue_over_ssh(lab: Lab) -> None:
+    n1 = lab["n1"]
+    run = enqueue(lab.master, 1, "true")
+    n1.run(["sh", "-c", f"setsid ppss dashboard --port 9181 --url {URL} >log 2>&1 &"])
+    wait_until(lambda: b"Ctrl-C" in n1.read("log"), "it serves")
+    fetch = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9181/0/data/queues.json').read())"
+    assert run in n1.run([sys.executable, "-c", fetch]).stdout
 
 
 def test_no_descriptor_of_the_line_reaches_a_command(lab: Lab) -> None:

@@ -151,9 +151,21 @@ def test_a_host_is_asked_for_the_key_that_is_known(lab: Lab, n1: Host) -> None:
 
 
 def test_accept_new_trusts_an_unknown_host_and_remembers_it(lab: Lab, n1: Host) -> None:
-    assert _status(n1, "--accept-new").code == 0
+    accepted = _status(n1, "--accept-new")
+    assert accepted.code == 0
+    assert (
+        f"ppss: 'master' was not known and is trusted from now on ({_fingerprint(lab.master)}).\n"
+        in accepted.err
+    )
     assert n1.read(_MINE).decode() == f"master {_key(lab.master)}\n"
-    assert _status(n1).code == 0
+    again = _status(n1, "--accept-new")
+    assert again.code == 0 and "trusted" not in again.err
+
+
+def test_no_file_to_write_to_is_told(lab: Lab, n1: Host) -> None:
+    n1.write(".ssh/config", "UserKnownHostsFile none\n")
+    assert "names no file to write a host key to" in ppss(n1, "trust", "--yes", "master").refused(2)
+    assert "is unknown" in _status(n1, "--accept-new").refused(3)
 
 
 def test_a_revoked_key_is_never_accepted(lab: Lab, n1: Host) -> None:

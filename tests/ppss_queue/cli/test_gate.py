@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from helpers import wait_until
 
 from ppss_queue import __version__
+from ppss_queue.cli.joining import join
 from ppss_queue.ssh.hello import remote_command
 
 _PROGRAM = [sys.executable, "-c", "from ppss_queue.cli import main; main()", "gate"]
@@ -174,6 +176,23 @@ def test_the_gate_is_light(gate: Gates) -> None:
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not imported & set(heavy)
+
+
+def test_a_gate_at_rest_says_something_now_and_then_where_it_disturbs_nobody() -> None:
+    """Else the sshd of a node that lost its power would never find out."""
+    source, sink, server, beat = (socket.socketpair() for _ in range(4))
+    numbers = [pair[1].fileno() for pair in (source, sink, server, beat)]
+    thread = threading.Thread(target=join, args=[*numbers, 0.01])
+    thread.start()
+    assert beat[0].recv(3) and beat[0].recv(3)
+    server[0].sendall(b"+PONG")
+    assert sink[0].recv(99) == b"+PONG"
+    source[0].close()
+    thread.join(20)
+    assert not thread.is_alive()
+    for pair in (source, sink, server, beat):
+        for end in pair:
+            end.close()
 
 
 def test_one_socket_for_both_directions_will_do(gate: Gates) -> None:
