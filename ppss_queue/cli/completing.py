@@ -40,9 +40,13 @@ def complete_runs(context: click.Context, parameter: click.Parameter, incomplete
     signal.signal(signal.SIGALRM, lambda number, frame: sys.exit())
     signal.alarm(_PATIENCE_SECONDS)
     found: list[str] = []
-    with suppress(PpssError, OSError), connect(context.params.get("url") or _own_address()) as queue:
-        for counts in queue.runs():
-            found += [counts.run, *([counts.name] if counts.name else [])]
+    with suppress(PpssError, OSError):
+        address = context.params.get("url") or _own_address()
+        if address.lower().startswith("ssh:"):  # a login for each Tab, and a question for a passphrase
+            return []
+        with connect(address) as queue:
+            for counts in queue.runs():
+                found += [counts.run, *([counts.name] if counts.name else [])]
     words = [*found, *(["last"] if found else [])]
     # A name that the shell would read as more than a word is not put on its line.
     return [word for word in words if word.startswith(incomplete) and shlex.quote(word) == word]

@@ -35,7 +35,7 @@ def await_hello(channel: paramiko.Channel, service: str, target: Target) -> None
                 f"ssh {target.given.display()} ppss server status"
             ) from None
         if not byte:
-            raise _no_hello(channel, bytes(printed), target)
+            raise _no_hello(channel, bytes(printed), service, target)
         printed += byte
         if start < 0 and printed.endswith(START):
             start = len(printed) - len(START)
@@ -46,7 +46,7 @@ def await_hello(channel: paramiko.Channel, service: str, target: Target) -> None
             )
     hello = Hello.decode(bytes(printed[start:]))
     if hello is None:
-        raise _no_hello(channel, bytes(printed), target)
+        raise _no_hello(channel, bytes(printed), service, target)
     _check(hello, service, target)
 
 
@@ -67,7 +67,7 @@ def _check(hello: Hello, service: str, target: Target) -> None:
         )
 
 
-def _no_hello(channel: paramiko.Channel, printed: bytes, target: Target) -> ConnectFailed:
+def _no_hello(channel: paramiko.Channel, printed: bytes, service: str, target: Target) -> ConnectFailed:
     """The command ended without a hello."""
     deadline = time.monotonic() + _STATUS_SECONDS
     while not channel.exit_status_ready() and time.monotonic() < deadline:
@@ -87,11 +87,16 @@ def _no_hello(channel: paramiko.Channel, printed: bytes, target: Target) -> Conn
             f"PPSS is not installed for user '{target.user}' on {target.host}. Install it there so that "
             f"`ssh {target.given.display()} ppss --version` works, or make a link to it in ~/.local/bin."
         )
+    if status < 0:
+        return ConnectFailed(
+            f"`ppss gate` on {target.host} was killed before it greeted. See what kills it there."
+        )
     said = _last_line(complaint) or _last_line(printed)
-    quoted = f', which says "{said}"' if said else ""
+    quoted = f' and says "{said}"' if said else ""
     return SshRefused(
-        f"{target.host} does not run `ppss gate` for this key but something else (exit {status}){quoted}. Allow it "
-        f"there: in authorized_keys with command=\"ppss gate\", and a shell for user '{target.user}'."
+        f"{target.host} does not open `ppss gate` to this key: what it runs ends with {status}{quoted}. If the key "
+        'has a command in authorized_keys there, let it be command="ppss gate"; else see what is wrong: '
+        f"ssh {target.given.display()} ppss gate {service}"
     )
 
 

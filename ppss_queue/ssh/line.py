@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _OPEN_SECONDS = 15.0
 """For a channel, or an answer to a request for a command."""
+_CLOSE_SECONDS = 0.5
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 """SSH_OPEN_ADMINISTRATIVELY_PROHIBITED and SSH_OPEN_CONNECT_FAILED of RFC 4254."""
@@ -101,9 +102,16 @@ class Line:
         return as_socket(channel)
 
     def close(self) -> None:
-        """End the connection with all its channels; the next use opens another one."""
-        with self._lock:
+        """End the connection with all its channels; the next use opens another one.
+
+        Where another thread is just connecting, that is left alone: nobody who ends waits for a dead line.
+        """
+        if not self._lock.acquire(timeout=_CLOSE_SECONDS):
+            return
+        try:
             session, self._session = self._session, None
+        finally:
+            self._lock.release()
         if session is not None:
             session.close()
 

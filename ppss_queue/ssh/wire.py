@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import socket
 import subprocess
+import time
 from typing import Protocol
 
 from ppss_queue.ssh.target import Target
@@ -15,6 +16,7 @@ SILENT_SECONDS = 20.0
 """A server that says nothing for so long, though it was asked, is taken for lost."""
 ASK_SECONDS = 5.0
 """How often it is asked."""
+_COUNTED_SECONDS = 1.0
 _SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
 
@@ -30,22 +32,24 @@ class Stream(Protocol):
 class Wire:
     """A socket for paramiko that counts how long the other side has been silent.
 
-    Counted are the seconds that were spent waiting for it, so that a worker which was stopped itself, or a laptop
-    that was shut, does not blame the server.
+    Counted are the seconds that were spent waiting for it, at most one for each wait, so that a worker which was
+    stopped itself, or a laptop that was shut, does not blame the server.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._timeout_seconds = 0.0
         self.silent_seconds = 0.0
         self._closed = False  # paramiko asks sockets for it
 
     def recv(self, count: int, /) -> bytes:
         """Raises TimeoutError, as a socket does, and ConnectionError after too long a silence."""
+        began = time.monotonic()
         try:
             data = self._stream.recv(count)
         except TimeoutError:
-            self._count_silence()
+            self.silent_seconds += min(time.monotonic() - began, _COUNTED_SECONDS)
+            if self.silent_seconds > SILENT_SECONDS:
+                raise ConnectionError(f"no answer for {SILENT_SECONDS:g} s") from None
             raise
         self.silent_seconds = 0.0
         return data
@@ -59,13 +63,7 @@ class Wire:
                 raise ConnectionError("no answer") from None
             raise
 
-    def _count_silence(self) -> None:
-        self.silent_seconds += self._timeout_seconds
-        if self.silent_seconds > SILENT_SECONDS:
-            raise ConnectionError(f"no answer for {SILENT_SECONDS:g} s")
-
     def settimeout(self, seconds: float | None, /) -> None:
-        self._timeout_seconds = seconds or 0.0
         self._stream.settimeout(seconds)
 
     def close(self) -> None:
