@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from hiredis import ProtocolError, Reader
 
 from ppss_queue.address import Address
-from ppss_queue.dial import CONNECT_SECONDS, dial
+from ppss_queue.dial import CONNECT_SECONDS, dial, undelivered, would_block
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed, Unavailable
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.resp import Argument, packed, pieces
@@ -337,10 +337,10 @@ class Connection:
                 self._reader.feed(data)
                 while (reply := self._reader.gets()) is not _INCOMPLETE:
                     self._replies.append(cast("Reply | PpssError", reply))
-                if not _undelivered(opened):
+                if not undelivered(opened):
                     return
         except (OSError, ProtocolError) as error:
-            if not _would_block(error):
+            if not would_block(error):
                 raise self._lost(error) from None
 
     def _write(self, data: bytes) -> None:
@@ -350,7 +350,7 @@ class Connection:
             try:
                 rest = rest[opened.send(rest) :]
             except OSError as error:
-                if not _would_block(error):
+                if not would_block(error):
                     raise self._lost(error) from None
                 if self._wait(select.POLLIN | select.POLLOUT) & select.POLLIN:
                     self._read()
@@ -369,17 +369,3 @@ class Connection:
         opened = self._logged_in
         self.close()
         return connection_failure(error, self.address, opened=opened)
-
-
-def _would_block(error: Exception) -> bool:
-    """TLS has errors of its own for that, told by name so that nobody else pays for its import."""
-    return isinstance(error, BlockingIOError) or type(error).__name__ in (
-        "SSLWantReadError",
-        "SSLWantWriteError",
-    )
-
-
-def _undelivered(opened: socket.socket) -> bool:
-    """Whether TLS holds bytes that no poll would tell of."""
-    pending = getattr(opened, "pending", None)
-    return pending is not None and pending() > 0

@@ -37,6 +37,20 @@ def dial(address: Address, line: Line | None = None) -> socket.socket:
         raise
 
 
+def would_block(error: Exception) -> bool:
+    """TLS has errors of its own for that, told by name so that nobody else pays for its import."""
+    return isinstance(error, BlockingIOError) or type(error).__name__ in (
+        "SSLWantReadError",
+        "SSLWantWriteError",
+    )
+
+
+def undelivered(opened: socket.socket) -> bool:
+    """Whether TLS holds bytes that no poll would tell of."""
+    pending = getattr(opened, "pending", None)
+    return pending is not None and pending() > 0
+
+
 def open_channel(line: Line, address: Address) -> Channel:
     """To where the server listens, as the machine at the end of the line sees it. Raises ConnectFailed, BadInput."""
     if address.scheme == "ssh":

@@ -82,6 +82,17 @@ def test_a_redis_behind_the_host_is_reached_without_ppss_there(lab: Lab) -> None
     assert f"--url {url}" in ppss(lab["n1"], "enqueue", "--url", url, "--", "true", stdin="1\n").err
 
 
+def test_the_sentinels_behind_the_host_name_the_master_behind_it(lab: Lab) -> None:
+    _redis(lab.master, 7000)
+    lab.master.write("sentinel.conf", "port 7001\nsentinel monitor main 127.0.0.1 7000 1\n")
+    sentinel = lab.master.popen([str(binary()), "sentinel.conf", "--sentinel"])
+    wait_until(lambda: ":7001 " in lab.master.run(["ss", "-ltn"]).stdout, "a sentinel listens")
+    assert sentinel.poll() is None
+    url = f"{URL}/redis+sentinel://127.0.0.1:7001/main/1"
+    done = ppss(lab["n1"], "run", "--keep-output", "--url", url, "--", "echo", "x{}", stdin="1\n")
+    assert (done.code, done.out) == (0, "x1\n"), done
+
+
 def _redis(host: Host, port: int) -> None:
     server = host.popen([str(binary()), "--port", str(port), "--save", "", "--appendonly", "yes"])
     wait_until(lambda: f":{port} " in host.run(["ss", "-ltn"]).stdout, "a server listens")

@@ -132,4 +132,5 @@ def test_start_up_imports_nothing_heavy() -> None:
     }
     assert not modules("--help") & heavy
     assert not modules("run", "--help") & (heavy - {"ppss_queue.cli.work"})
+    assert not modules("status", "--url", "unix:///nowhere") & {"paramiko", "ppss_queue.ssh.line"}
     assert not modules("run", "nosuch", "-c", "true") & {"redis", "rq", "asyncio", "ppss_worker"}
