@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 
@@ -32,18 +33,29 @@ def not_reached(error: Exception, target: Target) -> ConnectFailed:
         return ConnectFailed(
             f"{place} did not answer SSH in time. Check host and port, and any firewall on the way."
         )
-    reason = (
-        (error.strerror if isinstance(error, OSError) else "") or str(error).rstrip(".") or "no reason told"
-    )
-    return ConnectFailed(f"{place} can't be reached over SSH ({reason}). Check host, port and network.")
+    return ConnectFailed(f"{place} can't be reached over SSH ({told(error)}). Check host, port and network.")
 
 
-def not_ssh(reason: str, target: Target) -> ConnectFailed:
+def not_ssh(error: Exception, target: Target) -> ConnectFailed:
     """Something answered, but no login was offered."""
-    by = f"the ProxyCommand `{target.proxy_command}`" if target.proxy_command else target.place
+    reason = told(error)
+    if target.proxy_command:
+        return ConnectFailed(
+            f"the ProxyCommand `{target.proxy_command}` did not begin an SSH connection ({reason}). Correct it in "
+            f"~/.ssh/config, and try: ssh {target.given.display()}"
+        )
     return ConnectFailed(
-        f"{by} did not begin an SSH connection ({reason}). Check host and port, and whether sshd there is too busy."
+        f"{target.place} did not begin an SSH connection ({reason}). Check host and port, and whether sshd there "
+        "is too busy."
     )
+
+
+def told(error: Exception) -> str:
+    """What an error of paramiko or the system says, to be put between parentheses."""
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    if text.startswith("Error reading SSH protocol banner"):
+        return "it does not greet as SSH does, or hung up"
+    return re.sub(r"\[Errno -?\d+\] ", "", text).strip().rstrip(".") or "it hung up"
 
 
 def bad_host_key(verdict: Verdict, key: HostKey, other: Entry | None, target: Target) -> ConnectFailed:

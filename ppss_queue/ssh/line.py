@@ -206,8 +206,8 @@ class Line:
 
     def _lost(self, transport: paramiko.Transport, error: Exception) -> ConnectFailed:
         """Ends a connection that does not answer; the next use makes another one."""
-        from ppss_queue.ssh.failures import lost
+        from ppss_queue.ssh.failures import lost, told
 
         with suppress(OSError, EOFError):
             transport.close()
-        return lost(self.target, str(error).rstrip(".") or "it hung up")
+        return lost(self.target, told(error))

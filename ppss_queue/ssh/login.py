@@ -119,12 +119,12 @@ def _shake_hands(
             transport.get_remote_server_key()  # raises if the time was up
         except IncompatiblePeer as error:
             if not wanted or "host key" not in str(error):
-                raise failures.not_ssh(str(error), target) from None
+                raise failures.not_ssh(error, target) from None
             asked = "/".join(HostKey(kind, b"").short_kind for kind in wanted)
             other = known.other(target.key_names) if known else None
             raise _NoSuchKey(str(failures.changed_key(f"it has no {asked} key", other, target))) from None
         except (paramiko.SSHException, EOFError, OSError) as error:
-            raise failures.not_ssh(str(error).rstrip(".") or "it hung up", target) from None
+            raise failures.not_ssh(error, target) from None
     except BaseException:
         session.close()
         raise
@@ -197,7 +197,7 @@ def _authenticate(transport: paramiko.Transport, target: Target, identities: Ide
                     raise failures.not_reached(TimeoutError(), target) from None
                 if isinstance(error, paramiko.AuthenticationException):
                     raise failures.too_many_keys(target, tried) from None
-                raise failures.lost(target, f"{tried[-1]}: {error}".rstrip(".")) from None
+                raise failures.lost(target, f"{tried[-1]}: {failures.told(error)}") from None
             continue
         if more:
             raise ConnectFailed(
