@@ -51,8 +51,9 @@ def durable_over_ssh(connection: Connection) -> Iterator[None]:
     Raises ConnectFailed.
     """
     assert connection.line is not None
-    channel = connection.line.open_gate("durable")
+    line = connection.line
+    channel = line.open_gate("durable")
     try:
         yield
     finally:
-        channel.close()
+        line.hang_up(channel)

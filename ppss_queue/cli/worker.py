@@ -108,6 +108,7 @@ def worker_verb(
             log,
             open_files_of(queue),
         )
+        queue.connection.close()  # over SSH that is a process less on the master
         log.say(
             f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
         )

@@ -44,6 +44,7 @@ class Line:
         self._session: Session | None = None
         self.accepted: list[str] = []
         """A sentence for each host that was not known, and is trusted from now on."""
+        self._worked = False
         self._attempts = 0
         self._failure: PpssError | None = None
 
@@ -52,6 +53,8 @@ class Line:
 
         Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
         """
+        import paramiko
+
         from ppss_queue.ssh.greeting import await_hello
         from ppss_queue.ssh.hello import remote_command
 
@@ -59,10 +62,12 @@ class Line:
         try:
             self._execute(channel, remote_command(service))
             await_hello(channel, service, self.target)
+            channel.settimeout(None)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._lost(channel.get_transport(), error) from None
         except BaseException:
-            channel.close()
+            self.hang_up(channel)
             raise
-        channel.settimeout(None)
         return channel
 
     def open_tcp(self, host: str, port: int) -> paramiko.Channel:
@@ -100,6 +105,13 @@ class Line:
         from ppss_queue.ssh.pump import as_socket
 
         return as_socket(channel)
+
+    def hang_up(self, channel: paramiko.Channel) -> None:
+        """Close a channel; that the connection may be lost meanwhile matters to nobody."""
+        import paramiko
+
+        with suppress(paramiko.SSHException, EOFError, OSError):
+            channel.close()
 
     def close(self) -> None:
         """End the connection with all its channels; the next use opens another one.
@@ -146,12 +158,23 @@ class Line:
             return self._session.transport
 
     def _log_in(self) -> Session:
+        import paramiko
+
+        from ppss_queue.ssh.failures import lost, told
         from ppss_queue.ssh.identities import Identities
         from ppss_queue.ssh.login import log_in
 
         if self._identities is None:
             self._identities = Identities(self.target)
-        session = log_in(self.target, self._identities, accept_new=self._accept_new)
+        try:
+            session = log_in(self.target, self._identities, accept_new=self._accept_new)
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise lost(self.target, told(error)) from None
+        except PpssError as error:
+            if not self._worked or isinstance(error, ConnectFailed):
+                raise
+            raise ConnectFailed(str(error)) from None  # it worked before: whoever uses it tries again
+        self._worked = True
         self.accepted += session.accepted
         return session
 

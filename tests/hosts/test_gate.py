@@ -138,9 +138,7 @@ def test_a_line_that_went_dead_is_noticed_and_made_again(lab: Lab) -> None:
     said = _worker(lab["n1"], "-p", "2")
     wait_until(lambda: _succeeded(lab, run) > 2, "it works")
     lab["n1"].cut()
-    began = time.monotonic()
-    wait_until(lambda: "lost" in said() or "reached" in said() or "answer" in said(), "it is noticed", 60)
-    assert time.monotonic() - began < 45, "about 20 s; more on a busy machine"
+    wait_until(lambda: "lost" in said(), "it is noticed, by TCP alone after a quarter of an hour", 60)
     lab["n1"].heal()
     done = _succeeded(lab, run)
     wait_until(lambda: _succeeded(lab, run) > done + 4, "it goes on", 60)
@@ -304,11 +302,11 @@ def test_no_descriptor_of_the_line_reaches_a_command(lab: Lab) -> None:
 
 def test_a_worker_over_a_slow_and_far_line_keeps_its_pace(lab: Lab) -> None:
     lab["n1"].delay(80)
-    enqueue(lab.master, 500, ":")
+    enqueue(lab.master, 1000, ":")
     began = time.monotonic()
     done = ppss(lab["n1"], "worker", "--burst", "-q", "-p", "2", "--url", URL)
-    assert "500 succeeded" in done.err, done
-    assert time.monotonic() - began < 40, "items are claimed ahead, not one per round trip"
+    assert "1,000 succeeded" in done.err, done
+    assert time.monotonic() - began < 80, "items are claimed ahead, not one per round trip"
 
 
 def test_a_master_with_little_room_for_sessions_says_so(lab: Lab) -> None:
