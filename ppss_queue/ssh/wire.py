@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import socket
 import subprocess
@@ -49,7 +50,7 @@ class Wire:
         except TimeoutError:
             self.silent_seconds += min(time.monotonic() - began, _COUNTED_SECONDS)
             if self.silent_seconds > SILENT_SECONDS:
-                raise ConnectionError(f"no answer for {SILENT_SECONDS:g} s") from None
+                raise _silent() from None
             raise
         self.silent_seconds = 0.0
         return data
@@ -60,7 +61,7 @@ class Wire:
             return self._stream.send(data)
         except TimeoutError:
             if self.silent_seconds > SILENT_SECONDS:
-                raise ConnectionError("no answer") from None
+                raise _silent() from None
             raise
 
     def settimeout(self, seconds: float | None, /) -> None:
@@ -69,6 +70,12 @@ class Wire:
     def close(self) -> None:
         self._closed = True
         self._stream.close()
+
+
+def _silent() -> ConnectionError:
+    return ConnectionError(
+        errno.ETIMEDOUT, f"no answer for {SILENT_SECONDS:g} s"
+    )  # paramiko insists on a number
 
 
 def connect(target: Target) -> socket.socket:
