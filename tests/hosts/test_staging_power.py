@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+import pytest
 from hosts.lab import Lab
 from hosts.staged import FILE_GATES, SERVER, Staged, signal_all, stop_before_publish
 
 SLOW = ("--bwlimit", "500k")
+
+
+@pytest.mark.parametrize(
+    ("moment", "reset", "early"),
+    [
+        ("upload", False, True),
+        ("upload", True, False),
+        ("publish", False, True),
+        ("publish", False, False),
+        ("publish", True, True),
+    ],
+)
+def test_what_a_frozen_node_says_late_never_wins(lab: Lab, moment: str, reset: bool, early: bool) -> None:
+    """It is frozen with one item in its command, and the outputs of another on their way or about to be published.
+
+    `reset`: its connection is gone when it wakes up, so it sends all again. `early`: it wakes up while the other
+    node runs the items; else after these have succeeded.
+    """
+    n1, n2, master = lab["n1"], lab["n2"], lab.master
+    staged = Staged(lab, {"a": 800_000, "c": 1_000}, "--visibility", "2s")
+    staged.hold(n1, "c")
+    with staged.watch():
+        late = staged.worker(n1, "-p", "2", *SLOW)
+        staged.begins("c", n1)
+        staged.is_going_home("a")
+        gate = stop_before_publish(staged, "a") if moment == "publish" else ""
+        n1.freeze()
+        n1.cut()
+        staged.let_go(n1, "c")
+        if reset:
+            signal_all(master, "sshd: ppss", "KILL")
+        if early:
+            staged.hold(n2, "a", "c")
+        staged.worker(n2, "-p", "2")
+        staged.begins("a", n2)
+        staged.begins("c", n2)
+        if not early:
+            staged.wait()
+        if gate:
+            master.run(["kill", "-CONT", gate], user="root")
+        n1.heal()
+        n1.thaw()
+        late.says("lease lost")
+        if early:
+            staged.let_go(n2, "a", "c")
+        assert staged.finish() == {"a": "n2", "c": "n2"}
 
 
 def test_a_gate_that_lags_publishes_no_part_of_what_is_sent_again(lab: Lab) -> None:

@@ -42,8 +42,7 @@ class Deliveries:
         for member in members & self._under_way.keys():
             running, _ = self._under_way[member]
             running.stopped = "lost"
-            if running.scratch is not None:
-                running.scratch.discard()
+            self._over(member, LeaseLost("the item was given to another attempt"))  # which discards them
 
     def give_up(self) -> None:
         """Hands back all that is still under way: the master can't be reached."""
