@@ -3,10 +3,41 @@
 from __future__ import annotations
 
 import pytest
+from helpers import wait_until
 from hosts.lab import Lab
-from hosts.staged import FILE_GATES, SERVER, Staged, signal_all, stop_before_publish
+from hosts.staged import FILE_GATES, SECONDS, SERVER, Staged, signal_all, stop_before_publish
 
 SLOW = ("--bwlimit", "500k")
+
+
+@pytest.mark.parametrize("moment", ["download", "command", "upload", "published"])
+def test_another_node_finishes_after_a_power_cut(lab: Lab, moment: str) -> None:
+    """`published`: the outputs are at their final names, and nobody has been told."""
+    n1, n2, master = lab["n1"], lab["n2"], lab.master
+    staged = Staged(lab, {"a": 800_000, "b": 1_000, "c": 0}, "--visibility", "2s")
+    with staged.watch():
+        if moment == "command":
+            staged.hold(n1, "a")
+        staged.worker(n1, *(SLOW if moment != "command" else ()))
+        if moment == "download":
+            staged.is_coming("a", n1)
+        elif moment == "command":
+            staged.begins("a", n1)
+        else:
+            staged.is_going_home("a")
+        if moment == "published":
+            gate = stop_before_publish(staged, "a")
+            n1.cut()
+            master.run(["kill", "-CONT", gate], user="root")
+            wait_until((staged.out / "a").exists, "a is published", SECONDS)
+        n1.kill()
+        staged.workers.clear()
+        staged.worker(n2, "--burst")
+        assert staged.finish()["a"] == "n2"
+    n1.heal()
+    n1.start()
+    staged.worker(n1, "--burst")
+    staged.finish()
 
 
 @pytest.mark.parametrize(
