@@ -121,17 +121,16 @@ class _Upload:
 
     def finish(self) -> list[str]:
         """Names of all outputs. Raises what went wrong."""
+        if self._failure is not None or self.attempt is None:
+            raise self._failure or OutputRefused("was uploaded without a beginning")
         names: list[str] = []
         with self.failing(""):
-            if self._failure is not None or self.attempt is None:
-                pass
-            elif self._file is not None:
+            if self._file is not None:
                 raise OutputRefused("was cut short in the middle of a file")
-            else:
-                for path in sorted(self._modes, reverse=True):  # inner ones first
-                    if path:
-                        self.attempt.set_mode(path, self._modes[path])
-                names = self.attempt.outputs()
+            for path in sorted(self._modes, reverse=True):  # inner ones first
+                if path:
+                    self.attempt.set_mode(path, self._modes[path])
+            names = self.attempt.outputs()
         if self._failure is not None:
             raise self._failure
         return names
