@@ -169,6 +169,10 @@ class Staged:
             SECONDS,
         )
 
+    def used(self, host: Host) -> int:
+        """Bytes of inputs that are on a node now."""
+        return sum(_sizes(self.lab.share / f"scratch.{host.name}", "*/*/work/*"))
+
     def counts(self) -> dict[str, int]:
         """States with the number of items in them; they sum up."""
         status = json.loads(self.master.run(["ppss", "status", self.run, "--json"]).stdout)
@@ -199,21 +203,22 @@ class Staged:
         """All but so many items succeeded, all outputs are whole, no temporary is anywhere."""
         expected = {"succeeded": len(self.sizes) - missing, "failed": missing}
         assert self.counts() == {name: count for name, count in expected.items() if count}, self.reasons()
-        made = dict(self._hashes[digest] for digest in self._output_hashes().values())
-        names = {name: self._hashes[digest][0] for name, digest in self._output_hashes().items()}
-        assert all(name == found for name, found in names.items()), names
-        assert len(made) == len(self.sizes) - missing
-        assert not os.path.lexists(self.out / ".ppss"), list((self.out / ".ppss").rglob("*"))
+        found = self._output_hashes()
+        wrong = {name for name, digest in found.items() if self._hashes.get(digest, ("", ""))[0] != name}
+        assert not wrong, wrong
+        assert len(found) == len(self.sizes) - missing, found.keys()
         for worker in self.workers:
             left = _left_in(worker.scratch)
             assert not left, (left, worker.said)
-        return made
+        return {name: self._hashes[digest][1] for name, digest in found.items()}
 
     def _output_hashes(self) -> dict[str, str]:
-        """Of all files that are there, made by one command."""
-        script = 'cd -- "$1" && find . -path ./.ppss -prune -o -type f -exec sha256sum -- {} +'
-        listed = self.master.run(["sh", "-c", script, "sh", str(self.out)]).stdout.splitlines()
-        return {line[66:].removeprefix("./"): line[:64] for line in listed}
+        """Of all files that are there, those of scratches too, made by one command."""
+        look = 'find . -type f -exec sha256sum -- {} + && find . -path "./.ppss*" >&2'
+        script = f'[ -d "$1" ] || exit 0; cd -- "$1" && {look}'
+        listed = self.master.run(["sh", "-c", script, "sh", str(self.out)])
+        assert not listed.stderr, f"left on the master: {listed.stderr}"
+        return {line[66:].removeprefix("./"): line[:64] for line in listed.stdout.splitlines()}
 
     def watch(self) -> Watcher:
         """Looks all the time whether something that is not whole has a final name."""

@@ -84,12 +84,18 @@ class Backoff:
 
     def __init__(self) -> None:
         self._seconds = _PAUSE_SECONDS[0]
+        self.until = 0.0
+        """The end of the last one, time.monotonic()."""
 
     def reset(self) -> None:
         self._seconds = _PAUSE_SECONDS[0]
 
-    def wait(self, is_over: Callable[[], bool]) -> None:
-        until = time.monotonic() + self._seconds * (0.5 + 0.5 * random.random())
+    def begin(self) -> None:
+        self.until = time.monotonic() + self._seconds * (0.5 + 0.5 * random.random())
         self._seconds = min(self._seconds * 2, _PAUSE_SECONDS[1])
-        while not is_over() and (left := until - time.monotonic()) > 0:
+
+    def wait(self, is_over: Callable[[], bool]) -> None:
+        """Begins one and waits for its end."""
+        self.begin()
+        while not is_over() and (left := self.until - time.monotonic()) > 0:
             time.sleep(min(left, _LOOK_SECONDS))

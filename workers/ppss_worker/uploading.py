@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class Uploading:
         """Something is to be sent for each: its outputs, or the word to publish."""
         self._asked: deque[Upload] = deque()
         """Owe an answer, in this order."""
+        self._refused: dict[str, Backoff] = {}
+        """Runs whose outputs the master can't take now, a full disk say: others need not wait for it."""
         self._answers: deque[Callable[[], None]] = deque()
         self._got_on = False
         """Whether the master has answered with anything but trouble since the last one."""
@@ -162,11 +165,20 @@ class Uploading:
     def _next(self) -> Upload | None:
         """What there is to send; None if there is nothing any more. Raises why the connection is lost."""
         with self._changed:
-            while not self._waiting and not self._stopping and self._loss is None:
-                self._changed.wait()
+            while not self._stopping and self._loss is None:
+                due = {upload: self._due_seconds(upload) for upload in self._waiting}
+                for upload, seconds in due.items():
+                    if seconds <= 0:
+                        return upload
+                self._changed.wait(min(due.values(), default=None))
             if self._loss is not None:
                 raise self._loss
-            return self._waiting[0] if not self._stopping else None
+            return None
+
+    def _due_seconds(self, upload: Upload) -> float:
+        """Until something of it can be sent."""
+        refused = self._refused.get(upload.lease.run)
+        return refused.until - time.monotonic() if refused else 0.0
 
     def _send(self, upload: Upload) -> None:
         """Sends outputs, or the word to publish or discard them. Raises ServiceFailed."""
@@ -179,7 +191,7 @@ class Uploading:
                 target=self._keep_reading, args=(line,), name="stage-out-answers", daemon=True
             ).start()
         with self._changed:
-            self._waiting.popleft()
+            self._waiting.remove(upload)
             if upload.discarded:
                 messages = iter([packed({"op": "discard", **upload.key})])
             else:
@@ -204,10 +216,14 @@ class Uploading:
             self._asked.clear()
             self._waiting = deque(self._live)
             for upload in self._waiting:
-                upload.publishes = False
-                upload.round += 1  # a check that is under way counts for nothing any more
+                self._gather_anew(upload)
         if line is not None:
             line.close()
+
+    @staticmethod
+    def _gather_anew(upload: Upload) -> None:
+        upload.publishes = False
+        upload.round += 1  # a check that is under way counts for nothing any more
 
     # The thread that reads the answers of one connection
 
@@ -222,16 +238,23 @@ class Uploading:
                     self._changed.notify_all()
 
     def _answered(self, line: FileLine, header: Header, _: bytes) -> None:
-        """Raises ServiceFailed for what the master may be able to do later."""
+        """Raises ConnectFailed."""
         with self._changed:
             if self._line is not line or not self._asked:
                 raise ConnectFailed("the connection for files is another one now.")
-            upload = self._asked[0]
-            answer = _answer(upload, header)
-            self._asked.popleft()
+            upload = self._asked.popleft()
             self._got_on = True
             if upload.discarded:
                 return
+            try:
+                answer = _answer(upload, header)
+            except ServiceFailed as error:
+                self._refused.setdefault(upload.lease.run, Backoff()).begin()
+                self._gather_anew(upload)
+                self._add(upload)
+                self._on_trouble(f"{error} Outputs of run {upload.lease.run} wait on this node until then.")
+                return
+            self._refused.pop(upload.lease.run, None)
             if "outputs" not in header:
                 self._live.pop(upload, None)
             self._answers.append(answer)
@@ -239,7 +262,7 @@ class Uploading:
 
 
 def _answer(upload: Upload, header: Header) -> Callable[[], None]:
-    """What to call back. Raises ServiceFailed."""
+    """What to call back. Raises ServiceFailed for what the master may be able to do later."""
     if "outputs" in header:
         names = [str(name) for name in cast("list[object]", header["outputs"])]
         return partial(upload.on_gathered, names, upload.round)
