@@ -22,6 +22,10 @@ class Scratch(Protocol):
     def directory(self) -> str:
         """$OUTPUT_DIR"""
 
+    @property
+    def base(self) -> str:
+        """What the user named, and `directory` is below of."""
+
     def gather(
         self, on_gathered: Callable[[Sequence[str], int], None], on_failed: Callable[[PpssError], None]
     ) -> None:

@@ -98,6 +98,11 @@ class ScratchSpace:
     def directory(self) -> str:
         return str(self._own)
 
+    @property
+    def base(self) -> str:
+        """What the user named."""
+        return str(self._base)
+
     def shared(self, sha256: str) -> str:
         """Where the shared file with this hash is, or comes to."""
         return str(self._base / SHARED / sha256)

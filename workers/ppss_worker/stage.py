@@ -145,6 +145,7 @@ class _Home:
         self._upload: Upload | None = None
         self._published = False
         self._beside = Beside(self._room.work, item, run.spec.returns)
+        self.base = space.base
 
     @property
     def directory(self) -> str:

@@ -38,15 +38,6 @@ class Staging:
         except OSError as error:
             raise not_prepared(self._output, error) from None
 
-    @property
-    def full(self) -> bool:
-        """Whether the disk of the output directory has no room, or no files, left."""
-        try:
-            disk = os.statvfs(self._output)
-        except OSError:
-            return False
-        return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
-
     def scratch(self, seq: int, token: str, subdirectory: str) -> Attempt:
         """A fresh, empty scratch for one attempt, asked for after the item was claimed with this token.
 
@@ -118,6 +109,15 @@ def below_output(subdirectory: str) -> str:
     if ".." in parts or subdirectory.startswith("/"):
         raise OutputRefused(f"would write to {subdirectory!r}, which is not below the output directory")
     return "/".join(parts)
+
+
+def is_full(directory: str) -> bool:
+    """Whether the disk that it is on has no room, or no files, left."""
+    try:
+        disk = os.statvfs(directory)
+    except OSError:
+        return False
+    return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
 
 
 def exists(output: str, subdirectory: str, name: str) -> bool:

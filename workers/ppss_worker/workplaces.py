@@ -31,24 +31,27 @@ def workplace_here(lease: Lease, run: ActiveRun) -> Workplace:
     except OutputRefused as error:
         raise ItemRefused(str(error)) from None
     if not (spec.returns and spec.is_file(lease.item)):
-        return Workplace(item, spec.directory, _Here(attempt, None, ""))
+        return Workplace(item, spec.directory, _Here(attempt, spec.output or "", None, ""))
     work = run.staging.work(lease.item.seq, lease.token)
     for path in (item, *(expand(template, item) for template in spec.also)):
         if os.path.lexists(path):
             os.symlink(path, os.path.join(work, os.path.basename(path)))
     item = os.path.join(work, base)
-    return Workplace(item, spec.directory, _Here(attempt, Beside(work, item, spec.returns), work))
+    return Workplace(
+        item, spec.directory, _Here(attempt, spec.output or "", Beside(work, item, spec.returns), work)
+    )
 
 
 class _Here:
     """The scratch of an attempt on the file system of its output directory: publishing is renaming."""
 
-    def __init__(self, attempt: Attempt, beside: Beside | None, work: str) -> None:
+    def __init__(self, attempt: Attempt, output: str, beside: Beside | None, work: str) -> None:
         """`beside`: of a run that wants files that commands write beside their item, in `work`."""
         self._attempt = attempt
         self._beside = beside
         self._work = work
         self.directory = attempt.directory
+        self.base = output
 
     def gather(
         self, on_gathered: Callable[[Sequence[str], int], None], on_failed: Callable[[PpssError], None]
