@@ -12,11 +12,13 @@ from ppss_queue.address import Address
 from ppss_queue.connection import Connection
 from tools.bench import report
 from tools.bench.figures import Figure, Measured, number
+from tools.bench.hosts import pair
 from tools.bench.network import delayed, tcp_server
-from tools.bench.processes import Broken, output, seconds, started
+from tools.bench.processes import Broken, Missing, output, seconds, started
 from tools.bench.rounds import Result, Row
 from tools.bench.rows import ROWS
 from tools.bench.rows.workers import best_list_schedule
+from tools.bench.site import HERE
 
 
 def test_a_list_schedule_gives_the_next_item_to_whoever_is_free_first() -> None:
@@ -88,3 +90,17 @@ def test_the_delay_proxy_adds_a_round_trip_and_keeps_the_bytes() -> None:
         far.execute("SET", "key", value)
         assert time.monotonic() - began >= 0.06
         assert far.execute("GET", "key") == value
+
+
+def test_rows_that_need_hosts_say_why_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in Path("/usr/bin").iterdir():
+        if program.name != "ssh":
+            (tmp_path / program.name).symlink_to(program)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(
+            Missing, match=r"NOT MEASURED: no lab of hosts here: .* apt-get install openssh-client"
+        ),
+        pair(HERE),
+    ):
+        pass

@@ -48,7 +48,7 @@ def main() -> int:
     if results:
         print(report.table(results, goals=not smoke))
     if whole:
-        facts += [*rivals.versions(), f"{rounds} rounds a row"]
+        facts += [*rivals.versions(), _counts(rows, rounds)]
         report.PAGE.write_text(report.page(results, plots, facts))
     print("written:", *([report.PAGE] if whole else []), *plots, file=sys.stderr)
     in_ci = bool(os.environ.get("CI"))  # nothing may be missing there
@@ -63,6 +63,11 @@ def _result(
     result = measured(row, versions, inputs, rivals, rounds=rounds, smoke=smoke)
     print(f"  {result.problem or f'{time.monotonic() - began:.0f} s'}", file=sys.stderr, flush=True)
     return result
+
+
+def _counts(rows: Sequence[Row], rounds: int) -> str:
+    fewer = [f"row {row.number}: {row.most_rounds}" for row in rows if row.most_rounds]
+    return f"{rounds} rounds a row ({', '.join(fewer)})"
 
 
 def _chosen(words: list[str]) -> tuple[list[Row], bool]:

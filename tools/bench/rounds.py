@@ -67,6 +67,8 @@ class Row:
     """What to type to see the same by hand."""
     measure: Callable[[Round], Mapping[str, float]]
     """One round: values by `Figure.key`; a figure may be left out."""
+    most_rounds: int | None = None
+    """More are not worth their time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def measured(
     row: Row, versions: Sequence[Version], inputs: Inputs, rivals: Rivals, *, rounds: int, smoke: bool
 ) -> Result:
     """All rounds of a row, in sites of its own. `versions`: the one under test, and a base if there is one."""
+    rounds = min(rounds, row.most_rounds or rounds)
     found: list[dict[str, list[float]]] = [{} for _ in versions]
     try:
         with ExitStack() as stack:

@@ -61,6 +61,8 @@ class Rivals:
             if found := _on_path(program):
                 option = "-version" if program == "convert" else "--version"
                 lines.append(output([found, option]).splitlines()[0])
+        if _on_path("ssh"):
+            lines.append(output(["sh", "-c", "ssh -V 2>&1"]).strip())
         if (_VENV / ".ready").exists():
             frozen = output([_VENV / "bin" / "pip", "freeze", "--disable-pip-version-check"]).splitlines()
             wanted = ("rq==", "huey==", "hypershell==", "redis==")
