@@ -14,6 +14,8 @@ from ppss_worker.messages import Header, MessageReader
 _PAUSE_SECONDS = (0.1, 5.0)
 """The first pause and the longest; it doubles, less up to half of it at random."""
 _LOOK_SECONDS = 0.1
+_RECEIVE_BYTES = 8 * 1024 * 1024
+"""More than the window of a channel: paramiko moves all that it has left each time when it is asked for less."""
 
 
 class Channel(Protocol):
@@ -74,7 +76,7 @@ class FileLine:
         if channel is None:
             return b""
         try:
-            return channel.recv(count)
+            return channel.recv(max(count, _RECEIVE_BYTES))
         except Exception as error:  # as in `send`
             raise ConnectFailed(f"the connection for files was lost ({error or 'closed'}).") from None
 
