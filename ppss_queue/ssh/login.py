@@ -17,7 +17,7 @@ from ppss_queue.ssh import failures, known_hosts
 from ppss_queue.ssh.identities import Identities
 from ppss_queue.ssh.known_hosts import HostKey, KnownHosts, Verdict
 from ppss_queue.ssh.target import Target, resolve
-from ppss_queue.ssh.wire import ASK_SECONDS, Stream, Wire, connect, run_proxy
+from ppss_queue.ssh.wire import ASK_SECONDS, Stream, Wire, connect, leave_signals_alone, run_proxy
 
 LOGIN_SECONDS = 15.0
 """For each step of the login; a busy sshd takes seconds for its keys."""
@@ -89,6 +89,12 @@ def host_keys(target: Target) -> list[HostKey]:
     return found
 
 
+class _Transport(paramiko.Transport):
+    def run(self) -> None:
+        leave_signals_alone()
+        super().run()
+
+
 class _NoSuchKey(ConnectFailed):
     """The server has no host key of the kinds that it was asked for."""
 
@@ -106,7 +112,7 @@ def _shake_hands(
     _silence_logging()
     wanted = kinds or [kind for kind in _KEY_KINDS if known and kind in known.kinds(target.key_names)]
     stream, hops = _reach(target, identities, depth, accept_new=accept_new)
-    transport = paramiko.Transport(Wire(stream), default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
+    transport = _Transport(Wire(stream), default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
     session = Session(transport, hops)
     try:
         options = transport.get_security_options()
@@ -211,6 +217,7 @@ def _authenticate(transport: paramiko.Transport, target: Target, identities: Ide
 
 def _keep_asking(transport: paramiko.Transport) -> None:
     """Makes the server say something now and then, so that its silence means something."""
+    leave_signals_alone()
     pause = threading.Event()
     while transport.is_active():
         with suppress(paramiko.SSHException, EOFError, OSError):

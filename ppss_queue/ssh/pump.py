@@ -9,6 +9,8 @@ from contextlib import suppress
 
 import paramiko
 
+from ppss_queue.ssh.wire import leave_signals_alone
+
 _PIECE_BYTES = 64 * 1024
 _GONE = (OSError, EOFError, paramiko.SSHException)
 """What a channel raises that is lost."""
@@ -36,6 +38,7 @@ def join(ours: socket.socket, channel: paramiko.Channel) -> None:
 
 def _to_channel(ours: socket.socket, channel: paramiko.Channel, inward: threading.Thread) -> None:
     """Closes the socket once the other thread has let go of it."""
+    leave_signals_alone()
     with suppress(*_GONE):
         while data := ours.recv(_PIECE_BYTES):
             channel.sendall(data)
@@ -47,6 +50,7 @@ def _to_channel(ours: socket.socket, channel: paramiko.Channel, inward: threadin
 
 
 def _from_channel(ours: socket.socket, channel: paramiko.Channel) -> None:
+    leave_signals_alone()
     with suppress(*_GONE):
         while data := channel.recv(_PIECE_BYTES):
             ours.sendall(data)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
+import signal
 import socket
-import subprocess
 import time
 from typing import Protocol
 
@@ -18,6 +19,8 @@ SILENT_SECONDS = 20.0
 ASK_SECONDS = 5.0
 """How often it is asked."""
 _COUNTED_SECONDS = 1.0
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
+"""Python ignores the first two; whoever starts a worker in the background, the others."""
 _SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
 
 
@@ -78,6 +81,11 @@ def _silent() -> ConnectionError:
     )  # paramiko insists on a number
 
 
+def leave_signals_alone() -> None:
+    """For a thread that has nothing to do with them: else the end of each command would wake it up."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
 def connect(target: Target) -> socket.socket:
     """A socket to the server itself. Raises OSError, UnicodeError."""
     opened = socket.create_connection((target.host, target.port), CONNECT_SECONDS)
@@ -99,18 +107,20 @@ def run_proxy(target: Target) -> socket.socket:
     The command is nobody's child: a worker looks at all of its own, and Ctrl-C is not meant for it.
     """
     ours, theirs = socket.socketpair()
+    command = f"cd /; exec 3<&0; /bin/sh -c {shlex.quote('exec ' + target.proxy_command)} <&3 3<&- &"
     with theirs:
-        launcher = subprocess.Popen(
-            [
-                "/bin/sh",
-                "-c",
-                f"exec 3<&0; /bin/sh -c {shlex.quote('exec ' + target.proxy_command)} <&3 3<&- &",
-            ],
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
+        launcher = os.posix_spawn(
+            "/bin/sh",
+            ["sh", "-c", command],
+            os.environ,
+            file_actions=(
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), 1),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ),
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULT_SIGNALS,
         )
-        launcher.wait()
+        os.waitpid(launcher, 0)
     return ours
