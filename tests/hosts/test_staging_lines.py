@@ -57,7 +57,7 @@ def test_workers_that_are_cut_off_for_good_end_when_told_to(lab: Lab) -> None:
         for worker in (drained, stopped):
             assert worker.end() == 3, worker.said
             assert worker.said.count("ppss: ") == 1, worker.said
-            assert "Traceback" not in worker.said
+            assert "Traceback" not in worker.said, worker.said
         n1.heal()
         staged.worker(n1, "--burst")
         assert staged.finish() == dict.fromkeys("abcd", "n1")
