@@ -42,7 +42,8 @@ class Worker:
         self._said = lab.share / f"said.{number}"
         self._pid = lab.share / f"pid.{number}"
         script = 'echo $$ > "$0.new" && mv "$0.new" "$0" && exec 2> "$1" && shift && exec ppss worker "$@"'
-        words = ["--url", "ssh://master", "--scratch", str(scratch), *options]
+        url = [] if host is lab.master else ["--url", "ssh://master"]
+        words = [*url, "--scratch", str(scratch), *options]
         self.process = host.popen(["sh", "-c", script, str(self._pid), str(self._said), *words])
 
     @property
@@ -203,6 +204,7 @@ class Staged:
         """All but so many items succeeded, all outputs are whole, no temporary is anywhere."""
         expected = {"succeeded": len(self.sizes) - missing, "failed": missing}
         assert self.counts() == {name: count for name, count in expected.items() if count}, self.reasons()
+        wait_until(lambda: not os.path.lexists(self.out / ".ppss"), "gates have swept the master", SECONDS)
         found = self._output_hashes()
         wrong = {name for name, digest in found.items() if self._hashes.get(digest, ("", ""))[0] != name}
         assert not wrong, wrong
