@@ -49,6 +49,13 @@ def test_the_next_worker_removes_what_a_killed_one_left_and_nothing_of_a_live_on
     assert sorted(os.listdir(tmp_path / "scratch")) == ["n1.1", "n1.3", "n1.4", "shared"]
 
 
+def test_what_a_worker_left_that_was_killed_while_it_removed_it_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "scratch" / "n1.1" / "r123-1.1" / "work"
+    left.mkdir(parents=True)
+    ScratchSpace(tmp_path / "scratch", "n1.2").prepare()
+    assert sorted(os.listdir(tmp_path / "scratch")) == ["n1.2", "shared"]
+
+
 def test_a_shared_file_that_nobody_used_for_a_week_goes_away(tmp_path: Path) -> None:
     shared = tmp_path / "scratch" / "shared"
     shared.mkdir(parents=True)

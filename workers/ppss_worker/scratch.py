@@ -162,7 +162,10 @@ class ScratchSpace:
 
 def _is_left(directory: Path) -> bool:
     """Whether its worker is dead."""
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # it died while it removed this, or is about to end
+        return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
