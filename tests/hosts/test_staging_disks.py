@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from helpers import wait_until
 from hosts.lab import Lab
 from hosts.staged import SECONDS, Staged
 
@@ -21,6 +22,21 @@ def test_a_scratch_that_is_too_small_leaves_the_items_to_other_nodes(lab: Lab) -
     staged.worker(n2)
     assert staged.finish() == {"a": "n2", "b": "n2"}
     assert n1.run(["find", "/small", "-mindepth", "1", "!", "-name", "shared"]).stdout == ""
+
+
+def test_a_disk_that_becomes_full_in_mid_download_leaves_the_items_to_other_nodes(lab: Lab) -> None:
+    n1, n2 = lab["n1"], lab["n2"]
+    n1.run(["sh", "-c", "mkdir /small && mount -t tmpfs -o size=80m,mode=1777 small /small"], user="root")
+    staged = Staged(lab, {"a": 3_000_000})
+    worker = staged.worker(n1, "--scratch", "/small", "--bwlimit", "1M")
+    wait_until(
+        lambda: n1.run(["find", "/small", "-name", "a", "-size", "+0"]).stdout, "a part of it", SECONDS
+    )
+    n1.run(["sh", "-c", "cat /dev/zero > /small/filler"], check=False)
+    worker.says("files can't be fetched to this node: No space left on device")
+    staged.worker(n2)
+    assert staged.finish() == {"a": "n2"}
+    assert n1.run(["find", "/small", "-mindepth", "1", "!", "-name", "shared"]).stdout == "/small/filler\n"
 
 
 def test_a_command_that_fills_the_scratch_goes_to_another_node(lab: Lab) -> None:
@@ -85,3 +101,17 @@ def test_outputs_wait_on_the_node_until_the_master_can_take_them(lab: Lab, troub
     assert staged.finish() == {"a": "n1", "b": "n1"}
     assert other.finish() == {"c": "n1"}
     assert staged.begun == {(name, "n1"): 1 for name in "abc"}
+
+
+def test_a_worker_that_is_to_stop_now_waits_for_no_disk_of_the_master(lab: Lab) -> None:
+    n1, n2, master = lab["n1"], lab["n2"], lab.master
+    make, sentence, mend = (text.replace("OUT", f"{lab.share}/out") for text in _TROUBLES["full"])
+    staged = Staged(lab, {"a": 600_000})
+    master.run(["sh", "-c", f"mkdir {staged.out} && {make}"], user="root")
+    worker = staged.worker(n1)
+    worker.says(sentence)
+    assert worker.end("INT") == 130, worker.said
+    assert staged.counts() == {"ready": 1}
+    master.run(["sh", "-c", mend], user="root")
+    staged.worker(n2)
+    assert staged.finish() == {"a": "n2"}
