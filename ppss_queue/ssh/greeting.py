@@ -82,6 +82,10 @@ def _no_hello(channel: paramiko.Channel, printed: bytes, service: str, target: T
         return ConnectFailed(
             f"the SSH connection to {target.given.display()} was lost. See whether it still runs."
         )
+    if status < 0:  # by a signal: out of memory, a shutdown
+        return ConnectFailed(
+            f"`ppss gate` on {target.host} was killed before it greeted. See what did that there."
+        )
     if status == _NOT_FOUND:
         return SshRefused(
             f"PPSS is not installed for user '{target.user}' on {target.host}. Install it there so that "

@@ -7,6 +7,16 @@ from hosts.lab import Host, Lab
 from hosts.staged import GATES, SERVER, Staged, signal_all
 
 
+def test_a_gate_that_is_killed_before_it_greets_is_no_wrong_set_up(lab: Lab) -> None:
+    lab.master.write("/usr/local/bin/killed", "#!/bin/sh\nkill -9 $$\n", user="root")
+    lab.master.run(["sh", "-c", "cd /usr/local/bin && chmod +x killed && mv killed ppss"], user="root")
+    done = lab["n1"].run(["ppss", "worker", "--url", "ssh://ppss@master"], check=False)
+    assert (done.returncode, done.stderr) == (
+        3,
+        "ppss: `ppss gate` on master was killed before it greeted. See what did that there.\n",
+    )
+
+
 def _sshd(master: Host) -> None:
     signal_all(master, "sshd: ", "KILL")
     master.run(["/usr/sbin/sshd", "-E", "/var/log/sshd.log"], user="root")
