@@ -68,8 +68,12 @@ def test_lossy_and_far_lines_carry_every_byte(lab: Lab) -> None:
     lab["n2"].delay(80)
     lab["n2"].rate(100)
     staged = Staged(lab, {f"{number}": number * 10_000 for number in range(24)})
+    for host in lab.nodes:
+        staged.hold(host, *staged.sizes)
+        staged.worker(host, "-p", "2")
     with staged.watch():
-        staged.worker(lab["n1"], "-p", "2")
-        staged.worker(lab["n2"], "-p", "2")
+        wait_until(lambda: {node for _, node in staged.begun} == {"n1", "n2"}, "both have begun", SECONDS)
+        for host in lab.nodes:
+            staged.let_go(host, *staged.sizes)
         assert set(staged.finish().values()) == {"n1", "n2"}
     assert set(staged.begun.values()) == {1}

@@ -45,7 +45,6 @@ def test_another_node_finishes_after_a_power_cut(lab: Lab, moment: str) -> None:
     [
         ("upload", False, True),
         ("upload", True, False),
-        ("publish", False, True),
         ("publish", False, False),
         ("publish", True, True),
     ],

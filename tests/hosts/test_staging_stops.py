@@ -74,7 +74,7 @@ def test_a_run_that_is_staged_and_one_that_is_not_go_on_beside_each_other(lab: L
     assert staged.finish() == dict.fromkeys("abcd", "n1")
 
 
-@pytest.mark.parametrize("end", ["TERM", "INT", "KILL"])
+@pytest.mark.parametrize("end", ["TERM", "KILL"])
 def test_a_worker_logs_in_once_and_leaves_no_gate_on_the_master(lab: Lab, end: str) -> None:
     master, n1 = lab.master, lab["n1"]
     staged = Staged(lab, {f"{number}": 1_000 for number in range(60)} | {"last": 0}, "--visibility", "2s")
