@@ -12,6 +12,7 @@ from hosts.staged import GATES, SECONDS, SERVER, Staged, Worker, pids
 
 _COMMAND = """
 sleep "0.$((RANDOM % 3))"
+[ "$(cat tool)" = shared ] || exit 9
 { printf '%s\\n' "$PPSS_NODE"; cat "$ITEM"; } > "$OUTPUT_DIR/$OUTPUT_FILE"
 """
 
@@ -29,7 +30,9 @@ def _break(lab: Lab, seed: int, *, files: int, seconds: float) -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
     sizes = {f"{number}": chance.choice((50, 500, 5_000, 50_000, 300_000)) for number in range(files)}
-    staged = Staged(lab, sizes, "--visibility", "2s", "--max-lost", "1000", command=_COMMAND)
+    lab.master.write("tool", "shared")
+    rules = ["--visibility", "2s", "--max-lost", "1000", "--verify", "--with", "tool"]
+    staged = Staged(lab, sizes, *rules, command=_COMMAND)
     faults = Faults(lab, staged, chance)
     with staged.watch():
         until = time.monotonic() + seconds

@@ -74,6 +74,24 @@ def test_a_run_that_is_staged_and_one_that_is_not_go_on_beside_each_other(lab: L
     assert staged.finish() == dict.fromkeys("abcd", "n1")
 
 
+@pytest.mark.parametrize("verbs", [("cancel",), ("cancel", "purge")])
+def test_a_run_that_is_cancelled_in_mid_transfer_leaves_nothing(lab: Lab, verbs: tuple[str, ...]) -> None:
+    """One output is on its way, one command runs, an input is on its way; the worker goes on with the next run."""
+    master, n1 = lab.master, lab["n1"]
+    staged = Staged(lab, dict.fromkeys("abcd", 800_000))
+    staged.hold(n1, "b")
+    worker = staged.worker(n1, *SLOW)
+    staged.begins("b", n1)
+    staged.is_coming("c", n1)
+    for verb in verbs:
+        master.run(["ppss", verb, staged.run])
+    other = Staged(lab, {"x": 1_000}, output=f"{lab.share}/other")
+    assert other.finish() == {"x": "n1"}
+    worker.leave()
+    wait_until(lambda: not (staged.out / ".ppss").exists(), "the master is swept", SECONDS)
+    assert not _scratches(worker)
+
+
 @pytest.mark.parametrize("end", ["TERM", "KILL"])
 def test_a_worker_logs_in_once_and_leaves_no_gate_on_the_master(lab: Lab, end: str) -> None:
     master, n1 = lab.master, lab["n1"]
