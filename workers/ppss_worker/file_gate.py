@@ -24,7 +24,7 @@ from ppss_queue.queue import Queue
 from ppss_queue.replacements import expand
 from ppss_worker.disk import Disk, OwnDisk, UploadStaging
 from ppss_worker.file_stream import GONE, TransferFailed, failure
-from ppss_worker.messages import Header, MessageReader, packed
+from ppss_worker.messages import Header, MessageReader, joined, packed
 from ppss_worker.uploads import Uploads, kind_of
 
 SERVICE = "service"
@@ -94,20 +94,15 @@ class FileGate:
     def take(self, header: Header, data: bytes) -> None:
         """Handles one message."""
         op = str(header.get("op", ""))
-        try:
-            if op in ("fetch", "share"):
-                for message in self._files(op, header):
-                    self._send(message)
-            elif (answer := self._uploads.take(op, header, data)) is not None:
-                self._send(packed(answer))
-        except UnknownRun as error:
-            self._send(failure(UNKNOWN, str(error)))
-        except ServiceFailed as error:
-            self._send(failure(SERVICE, str(error)))
-        except PpssError as error:
-            self._send(failure(kind_of(error), str(error)))
         if op in ("fetch", "share"):
-            self._send(packed({"done": True}))
+            for piece in joined(self._all_of(op, header)):
+                self._send(piece)
+            return
+        try:
+            if (answer := self._uploads.take(op, header, data)) is not None:
+                self._send(packed(answer))
+        except PpssError as error:
+            self._send(_told(error))
 
     def sweep(self) -> None:
         """Removes what killed nodes left of runs that are over. Raises nothing."""
@@ -141,6 +136,14 @@ class FileGate:
         path = spec.local_path(item)
         return [path, *(os.path.join(spec.directory, expand(template, path)) for template in spec.also)]
 
+    def _all_of(self, op: str, header: Header) -> Iterator[bytes]:
+        """The whole answer to a request for files."""
+        try:
+            yield from self._files(op, header)
+        except PpssError as error:
+            yield _told(error)
+        yield packed({"done": True})
+
     def _files(self, op: str, header: Header) -> Iterator[bytes]:
         """The messages of all files asked for, or why there is none."""
         try:
@@ -171,6 +174,13 @@ class FileGate:
         if run not in self._specs:
             self._specs[run] = self._runs.spec(run)
         return self._specs[run]
+
+
+def _told(error: PpssError) -> bytes:
+    """The message that something can't be done, with whose fault that is."""
+    if isinstance(error, UnknownRun):
+        return failure(UNKNOWN, str(error))
+    return failure(SERVICE if isinstance(error, ServiceFailed) else kind_of(error), str(error))
 
 
 def _write(descriptor: int, data: bytes) -> None:

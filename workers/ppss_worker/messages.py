@@ -7,7 +7,7 @@ names, PEP 383).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 from ppss_queue.errors import ConnectFailed
@@ -15,6 +15,7 @@ from ppss_queue.errors import ConnectFailed
 Header: TypeAlias = dict[str, object]
 PIECE_BYTES = 256 * 1024
 """Data of one message at most."""
+_TOGETHER_BYTES = 64 * 1024
 _HEADER_BYTES = 64 * 1024 * 1024
 """A header holds names; the outputs of one item are the most of them."""
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
@@ -25,6 +26,20 @@ def packed(header: Header, data: bytes | memoryview = b"") -> bytes:
     if not data:
         return _ENCODE(header).encode() + b"\n"
     return b"".join((_ENCODE({**header, "n": len(data)}).encode(), b"\n", data))
+
+
+def joined(messages: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, small messages together: each piece costs a packet, and wakes up who waits for it."""
+    together: list[bytes] = []
+    size = 0
+    for message in messages:
+        together.append(message)
+        size += len(message)
+        if size >= _TOGETHER_BYTES:
+            yield b"".join(together)
+            together, size = [], 0
+    if together:
+        yield b"".join(together)
 
 
 class MessageReader:

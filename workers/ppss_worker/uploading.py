@@ -23,7 +23,7 @@ from ppss_worker.fetching import STOP_SECONDS
 from ppss_worker.file_gate import UNKNOWN
 from ppss_worker.file_line import Backoff, FileLine, OpenFiles
 from ppss_worker.file_stream import failure, outgoing
-from ppss_worker.messages import Header, packed
+from ppss_worker.messages import Header, joined, packed
 from ppss_worker.publishing import OutputRefused
 from ppss_worker.running import Owners
 from ppss_worker.throttle import Throttle
@@ -203,11 +203,11 @@ class Uploading:
                 else:
                     upload.round += 1
                     messages = _tree(upload, self._compress)
-        for message in messages:
+        for piece in joined(messages):
             if self._loss is not None:
                 raise self._loss
-            self._line.send(message)
-            self._throttle.passed(len(message))
+            self._line.send(piece)
+            self._throttle.passed(len(piece))
 
     def _start_over(self) -> None:
         """All that is not published is gathered from the beginning, over another connection."""
