@@ -10,8 +10,9 @@ from typing import Protocol
 from ppss_worker import staging
 from ppss_worker.file_stream import Incoming, outgoing
 from ppss_worker.messages import Header
-from ppss_worker.publishing import Attempt
+from ppss_worker.publishing import Attempt, machine_failed
 from ppss_worker.staging import Staging
+from ppss_worker.syncing import Synced, Syncer
 
 
 class Receiving(Protocol):
@@ -70,7 +71,10 @@ class Disk(Protocol):
 
 
 class OwnDisk:
-    """This machine's."""
+    """This machine's. Files that are received begin their way to the disk when they are whole, beside other work."""
+
+    def __init__(self) -> None:
+        self._syncer = Syncer()
 
     def outgoing(self, path: str, *, verify: bool, compress: bool) -> Iterator[bytes]:
         return outgoing(path, {}, verify=verify, compress=compress)
@@ -82,7 +86,7 @@ class OwnDisk:
         return os.path.lexists(path)
 
     def staging(self, output: str, run: str) -> UploadStaging:
-        return _OwnStaging(output, run)
+        return _OwnStaging(output, run, self._syncer)
 
     def leftovers(self, output: str, run: str) -> list[str]:
         return staging.leftovers(output, run)
@@ -92,22 +96,38 @@ class OwnDisk:
 
 
 class _OwnStaging:
-    def __init__(self, output: str, run: str) -> None:
+    def __init__(self, output: str, run: str, syncer: Syncer) -> None:
         self._staging = Staging(output, run)
+        self._output = output
+        self._syncer = syncer
 
     def prepare(self) -> None:
         self._staging.prepare()
 
     def scratch(self, seq: int, token: str, subdirectory: str) -> _OwnScratch:
-        return _OwnScratch(self._staging.scratch(seq, token, subdirectory))
+        attempt = self._staging.scratch(seq, token, subdirectory)
+        return _OwnScratch(self._output, attempt, Synced(self._syncer))
 
 
 class _OwnScratch:
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, output: str, attempt: Attempt, synced: Synced) -> None:
+        self._output = output
+        self._attempt = attempt
+        self._synced = synced
         self.directory = attempt.directory
         self.outputs = attempt.outputs
-        self.publish = attempt.publish
         self.discard = attempt.discard
+
+    def publish(
+        self,
+        claim: Callable[[Sequence[str]], Mapping[str, tuple[int, str]]],
+        still_ours: Callable[[], bool],
+    ) -> int:
+        try:
+            self._synced.wait()  # so that nothing is acked that is not on disk
+        except OSError as error:
+            raise machine_failed(self._output, error) from None
+        return self._attempt.publish(claim, still_ours)
 
     def make_directory(self, path: str) -> None:
         os.mkdir(self._full(path))
@@ -117,7 +137,7 @@ class _OwnScratch:
 
     def receive(self, path: str, header: Header) -> Receiving:
         directory, name = os.path.split(self._full(path))
-        return Incoming({**header, "file": name}, directory, sync=True)
+        return Incoming({**header, "file": name}, directory, on_whole=self._synced.add)
 
     def set_mode(self, path: str, mode: int) -> None:
         os.chmod(self._full(path), mode)

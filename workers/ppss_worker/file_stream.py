@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from ppss_queue.errors import PpssError
@@ -134,8 +134,13 @@ def _next_data(descriptor: int, at: int, size: int) -> tuple[int, int]:
 class Incoming:
     """Writes a file that comes as messages. It is whole when `take` has returned True."""
 
-    def __init__(self, header: Header, directory: str, *, sync: bool = False) -> None:
-        """`header`: its first message. `directory`: where it goes, under its own name. Raises OSError, ValueError."""
+    def __init__(
+        self, header: Header, directory: str, *, on_whole: Callable[[int], object] = os.close
+    ) -> None:
+        """`header`: its first message. `directory`: where it goes, under its own name. Raises OSError, ValueError.
+
+        `on_whole` gets the descriptor of the whole file, to close it.
+        """
         name = str(header["file"])
         if not name or "/" in name or name in (".", ".."):
             raise ValueError(f"{name!r} is no file name")
@@ -143,7 +148,7 @@ class Incoming:
         self.size = int(str(header["size"]))
         self._mode = int(str(header["mode"])) & 0o7777
         self._mtime_ns = int(str(header["mtime_ns"]))
-        self._sync = sync
+        self._on_whole = on_whole
         self._digest = hashlib.sha256() if header.get("verify") else None
         self._at = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -186,7 +191,5 @@ class Incoming:
         os.ftruncate(self._descriptor, self.size)  # a hole at the end
         os.fchmod(self._descriptor, self._mode)
         os.utime(self._descriptor, ns=(self._mtime_ns, self._mtime_ns))
-        if self._sync:
-            os.fsync(self._descriptor)
         descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+        self._on_whole(descriptor)
