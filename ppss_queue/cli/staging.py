@@ -59,7 +59,7 @@ def open_files_of(queue: Queue) -> OpenFiles | None:
     if queue.connection.address.scheme == "ssh":
         return lambda: line.open_gate("files")
     from ppss_worker.file_gate import QueueRuns
-    from ppss_worker.sftp_gate import open_sftp_files
+    from ppss_worker.sftp.gate import open_sftp_files
 
     from ppss_queue.queue import Queue
 

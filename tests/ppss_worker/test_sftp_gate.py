@@ -23,7 +23,6 @@ from pathlib import Path
 
 import pytest
 from helpers import wait_until
-from ppss_worker import sftp_gate
 from ppss_worker.disk import OwnDisk
 from ppss_worker.fetching import Fetch, Fetching
 from ppss_worker.file_gate import FileGate, QueueRuns
@@ -32,7 +31,8 @@ from ppss_worker.messages import Header, MessageReader, packed
 from ppss_worker.running import ItemRefused
 from ppss_worker.runs import ActiveRun
 from ppss_worker.scratch import ScratchSpace
-from ppss_worker.sftp_gate import open_sftp_files
+from ppss_worker.sftp import gate as sftp_gate
+from ppss_worker.sftp.gate import open_sftp_files
 from ppss_worker.throttle import Throttle
 from ppss_worker.uploading import Upload, Uploading
 

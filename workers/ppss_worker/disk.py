@@ -1,4 +1,4 @@
-"""What the gate for files does to a disk: to this machine's own, or to the master's by SFTP (sftp_disk.py)."""
+"""What the gate for files does to a disk: to this machine's own, or to the master's by SFTP (sftp/gate.py)."""
 
 from __future__ import annotations
 

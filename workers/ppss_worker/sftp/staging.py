@@ -14,10 +14,10 @@ from contextlib import suppress
 
 from ppss_queue.errors import BadInput
 from ppss_worker.publishing import SCRATCH, machine_failed
-from ppss_worker.sftp import Sftp
-from ppss_worker.sftp_packets import MKDIR, OPENDIR, RENAME, RMDIR, Facts
-from ppss_worker.sftp_publishing import SftpScratch, explaining
-from ppss_worker.sftp_trees import make_directories, remove_tree
+from ppss_worker.sftp.client import Sftp
+from ppss_worker.sftp.packets import MKDIR, OPENDIR, RENAME, RMDIR, Facts
+from ppss_worker.sftp.publishing import SftpScratch, explaining
+from ppss_worker.sftp.trees import make_directories, remove_tree
 from ppss_worker.staging import below_output, in_the_way, not_prepared
 
 

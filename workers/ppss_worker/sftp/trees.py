@@ -13,8 +13,8 @@ import stat
 from contextlib import suppress
 from itertools import count
 
-from ppss_worker.sftp import SMALL_IN_FLIGHT, Sftp
-from ppss_worker.sftp_packets import LSTAT, REMOVE, RENAME, RMDIR, SETSTAT, STAT, Facts, Unexplained
+from ppss_worker.sftp.client import SMALL_IN_FLIGHT, Sftp
+from ppss_worker.sftp.packets import LSTAT, REMOVE, RENAME, RMDIR, SETSTAT, STAT, Facts, Unexplained
 from ppss_worker.trees import OWNER_ALL
 
 _PASSES = 10_000

@@ -1,6 +1,6 @@
 """Publishing by SFTP what was gathered in a scratch on the master: what publishing.py does there.
 
-All earlier scratches are gone, and answered for, before the first rename is sent (sftp_staging.py).
+All earlier scratches are gone, and answered for, before the first rename is sent (sftp/staging.py).
 
 What publishing.py does and SFTP can't: it has no openat, so a link that somebody puts in the place of a directory
 between the look at it and the rename is followed; nothing says whether a directory may be written before it is tried;
@@ -27,8 +27,8 @@ from ppss_worker.publishing import (
     refuse_reserved,
     refuse_taken,
 )
-from ppss_worker.sftp import SMALL_IN_FLIGHT, Sftp
-from ppss_worker.sftp_packets import (
+from ppss_worker.sftp.client import SMALL_IN_FLIGHT, Sftp
+from ppss_worker.sftp.packets import (
     LSTAT,
     RENAME,
     RMDIR,
@@ -37,8 +37,8 @@ from ppss_worker.sftp_packets import (
     Facts,
     Unexplained,
 )
-from ppss_worker.sftp_trees import remove_tree
-from ppss_worker.sftp_writing import SftpReceiving
+from ppss_worker.sftp.trees import remove_tree
+from ppss_worker.sftp.writing import SftpReceiving
 from ppss_worker.trees import OWNER_ALL
 
 _FILES_AHEAD = 32

@@ -17,8 +17,8 @@ from itertools import islice
 
 from ppss_worker.file_stream import CHANGED, GONE, MACHINE, TransferFailed, failure
 from ppss_worker.messages import packed
-from ppss_worker.sftp import Sftp
-from ppss_worker.sftp_packets import CLOSE, FSTAT, OPEN, OPEN_READ, READ, STAT, U64, Facts, Unexplained
+from ppss_worker.sftp.client import Sftp
+from ppss_worker.sftp.packets import CLOSE, FSTAT, OPEN, OPEN_READ, READ, STAT, U64, Facts, Unexplained
 
 ANNOUNCED = 64
 """Files that may be announced."""

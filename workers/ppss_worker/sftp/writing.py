@@ -8,8 +8,8 @@ from collections import deque
 
 from ppss_worker.file_stream import CHANGED, TransferFailed, inflated
 from ppss_worker.messages import Header
-from ppss_worker.sftp import IN_FLIGHT_BYTES, Sftp
-from ppss_worker.sftp_packets import CLOSE, FSETSTAT, FSTAT, FSYNC, OPEN, OPEN_NEW, U64, WRITE, Facts
+from ppss_worker.sftp.client import IN_FLIGHT_BYTES, Sftp
+from ppss_worker.sftp.packets import CLOSE, FSETSTAT, FSTAT, FSYNC, OPEN, OPEN_NEW, U64, WRITE, Facts
 
 _HELD_BYTES = 1024 * 1024
 """Kept here until the file is open there."""

@@ -20,10 +20,10 @@ from ppss_worker.file_gate import SWEEP_SECONDS, FileGate
 from ppss_worker.file_line import Channel
 from ppss_worker.file_stream import TransferFailed
 from ppss_worker.messages import Header, MessageReader
-from ppss_worker.sftp import Sftp
-from ppss_worker.sftp_packets import SftpLost
-from ppss_worker.sftp_reading import ANNOUNCED, SftpReading
-from ppss_worker.sftp_staging import SftpStaging, leftovers, sweep
+from ppss_worker.sftp.client import Sftp
+from ppss_worker.sftp.packets import SftpLost
+from ppss_worker.sftp.reading import ANNOUNCED, SftpReading
+from ppss_worker.sftp.staging import SftpStaging, leftovers, sweep
 
 CLOSE_SECONDS = 2.0
 """How long the end of a connection may take."""
@@ -34,8 +34,8 @@ def open_sftp_files(
 ) -> Channel:
     """One end of a connection that speaks as `ppss gate files` does, with a thread at its other end.
 
-    `open_sftp`: opens a channel of the SSH connection and asks for its subsystem "sftp"; NO_SFTP of sftp.py is the
-    sentence if that is refused. `spec_of` tells what a run is, `is_over` whether none of its items is run any more;
+    `open_sftp`: opens a channel of the SSH connection and asks for its subsystem "sftp"; NO_SFTP of sftp/client.py is
+    the sentence if that is refused. `spec_of` tells what a run is, `is_over` whether none of its items is run any more;
     they are called in that thread, and raise UnknownRun, ServiceFailed. Raises ConnectFailed if there is no SFTP.
 
     When the SSH connection is lost this one ends. When it is closed, scratch of runs that are over is swept, for which

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from ppss_queue.errors import ConnectFailed
 from ppss_worker.file_line import Channel
-from ppss_worker.sftp_packets import (
+from ppss_worker.sftp.packets import (
     ATTRIBUTES,
     CLOSE,
     DATA,

@@ -1,0 +1,1 @@
+"""Files of a master that has no PPSS, only SFTP."""
