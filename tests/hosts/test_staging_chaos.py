@@ -44,6 +44,9 @@ def _break(lab: Lab, seed: int, *, files: int, seconds: float) -> None:
             faults.pause(1.0)
             faults.restart_ended()
         faults.over()
+        staged.wait()
+        for host in lab.nodes:
+            staged.worker(host, "--burst")  # sweeps up what was killed there
         staged.finish()
 
 
