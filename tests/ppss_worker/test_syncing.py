@@ -14,10 +14,10 @@ from ppss_worker.syncing import Synced, Syncer
 _UPLOAD = """
 import os, sys
 from ppss_queue.errors import PpssError
-from ppss_worker.staging import Staging
+from ppss_worker.disk import OwnDisk
 from ppss_worker.uploads import Uploads, kind_of
 
-uploads = Uploads(lambda run: Staging(sys.argv[1], run))
+uploads = Uploads(lambda run: OwnDisk().staging(sys.argv[1], run))
 key = {"run": "r", "seq": 1, "token": "t"}
 one = {"op": "file", "path": "x", "file": "x", "size": 4, "mode": 0o644, "mtime_ns": 0}
 uploads.take("make", {**key, "subdirectory": ""}, b"")
