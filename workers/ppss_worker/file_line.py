@@ -67,9 +67,10 @@ class FileLine:
         """The next `send` opens another one."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            with suppress(OSError, EOFError):
+            with suppress(Exception):  # as in `send`: both say it to the master
                 channel.shutdown(2)  # wakes up another thread that waits for it
-            channel.close()
+            with suppress(Exception):
+                channel.close()
 
     def _receive(self, count: int) -> bytes:
         channel = self._channel
