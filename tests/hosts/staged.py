@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from helpers import wait_until
 from hosts.lab import Host, Lab
+from hosts.watcher import Watcher
 
 SECONDS = 60.0
 """For whatever a test waits for: far more than it takes, on a machine that does much else."""
@@ -228,52 +228,6 @@ class Staged:
     def watch(self) -> Watcher:
         """Looks all the time whether something that is not whole has a final name."""
         return Watcher(self.out, self._hashes)
-
-
-class Watcher(threading.Thread):
-    """A context: on its end, AssertionError if a file was ever seen that is no whole output of its item."""
-
-    def __init__(self, out: Path, hashes: Mapping[str, tuple[str, str]]) -> None:
-        super().__init__(name="watcher", daemon=True)
-        self._out = out
-        self._hashes = hashes
-        self._over = threading.Event()
-        self._seen: dict[str, tuple[int, int, int]] = {}
-        self.wrong: list[str] = []
-
-    def __enter__(self) -> Watcher:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-        assert not self.wrong, self.wrong
-        assert self._seen, "it saw nothing at all"
-
-    def run(self) -> None:
-        while not self._over.wait(0.002 + len(self._seen) / 20_000):
-            self._look()
-        self._look()
-
-    def _look(self) -> None:
-        try:
-            names = [name for name in os.listdir(self._out) if name != ".ppss"]
-        except FileNotFoundError:
-            return
-        for name in names:
-            try:
-                with open(self._out / name, "rb") as file:
-                    facts = os.fstat(file.fileno())
-                    fingerprint = facts.st_ino, facts.st_size, facts.st_mtime_ns
-                    if self._seen.get(name) == fingerprint:
-                        continue
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-            except FileNotFoundError:
-                continue
-            self._seen[name] = fingerprint
-            if self._hashes.get(digest, ("", ""))[0] != name:
-                self.wrong.append(f"{name}: {facts.st_size:,} bytes")
 
 
 def _sizes(directory: Path, pattern: str) -> list[int]:
