@@ -34,8 +34,10 @@ def test_another_node_finishes_after_a_power_cut(lab: Lab, moment: str) -> None:
         staged.workers.clear()
         staged.worker(n2, "--burst")
         assert staged.finish()["a"] == "n2"
-    n1.heal()
     n1.start()
+    n1.heal()
+    pinged = ["ping", "-q", "-c", "1", "-W", "1", "master"]
+    wait_until(lambda: n1.run(pinged, check=False).returncode == 0, "n1 reaches the master again", SECONDS)
     staged.worker(n1, "--burst")
     staged.finish()
 
