@@ -78,14 +78,16 @@ class Line:
         """A channel to the SFTP server of sshd. Raises ConnectFailed, BadInput."""
         import paramiko
 
+        from ppss_queue.ssh.failures import SshRefused
+
         channel = self._channel("session", None)
         try:
             channel.invoke_subsystem("sftp")
         except (paramiko.SSHException, EOFError, OSError) as error:
             if not channel.get_transport().is_active():
                 raise self._lost(channel.get_transport(), error) from None
-            channel.close()
-            raise ConnectFailed(
+            self.hang_up(channel)
+            raise SshRefused(
                 f"sshd of {self.target.host} has no SFTP, so no files can be staged. Allow it there "
                 "(Subsystem sftp internal-sftp), or install PPSS there and use its own server."
             ) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from hosts.lab import Host, Lab
+from hosts.ssh import restart_sshd
 
 NODE = ("worker", "--burst", "-p", "2", "--url", "ssh://master")
 
@@ -90,12 +91,15 @@ def node(lab: Lab) -> Host:
     return lab["n1"]
 
 
-def test_a_node_makes_the_same_outputs_as_the_master_itself(master: Host, node: Host) -> None:
+@pytest.mark.parametrize("options", [(), ("--compress", "--bwlimit", "100M")])
+def test_a_node_makes_the_same_outputs_as_the_master_itself(
+    master: Host, node: Host, options: tuple[str, ...]
+) -> None:
     here = enqueue(master, "--verify", "-c", _WRITE_ALL_KINDS)
     master.run(["ppss", "worker", "--burst"])
     master.run(["mv", "out", "expected"])
     there = enqueue(master, "--verify", "-c", _WRITE_ALL_KINDS)
-    node.run(["ppss", *NODE])
+    node.run(["ppss", *NODE, *options])
     assert states(master, here) == states(master, there) == {"succeeded": 18}, failures(master, there)
     assert tree(master, "out") == tree(master, "expected")
     assert int(master.run(["du", "-k", "out/sparse"]).stdout.split()[0]) < 1000, "holes were filled"
@@ -213,3 +217,28 @@ def test_a_master_without_ppss_gives_files_by_sftp(master: Host, node: Host, ser
     node.run(["ppss", *NODE[:-1], f"ssh://master/{redis}"])
     assert tree(master, "out") == tree(master, "expected")
     assert len(tree(master, "out")) > 18 and here
+
+
+@pytest.mark.parametrize("via", ["sftp", "gate"])
+def test_a_master_that_gives_no_files_is_named_and_keeps_no_item(
+    master: Host, node: Host, server_binary: Path, via: str
+) -> None:
+    redis = "redis://127.0.0.1:6379"
+    url = f"ssh://master/{redis}" if via == "sftp" else "ssh://master"
+    if via == "sftp":
+        master.popen([str(server_binary), "--port", "6379", "--bind", "127.0.0.1", "--save", ""])
+        wait_until(
+            lambda: master.run(["ppss", "status", "--url", redis], check=False).returncode == 0, "Redis"
+        )
+        master.run(["sed", "-i", "/^Subsystem/d", "/etc/ssh/sshd_config"], user="root")
+    else:
+        key = node.read(".ssh/id_ed25519.pub").decode()
+        master.write(".ssh/authorized_keys", f'restrict,command="ppss gate redis" {key}')
+    restart_sshd(master)
+    where = ["--url", redis] if via == "sftp" else []
+    run = enqueue(master, *where, "--", "cp", "{}", "{out}")
+    done = node.run(["ppss", *NODE[:-1], url], check=False)
+    assert done.returncode == 2
+    assert ("has no SFTP" if via == "sftp" else "opens one service") in done.stderr or "gate" in done.stderr
+    status = json.loads(master.run(["ppss", "status", run, "--json", *where]).stdout)
+    assert (status["ready"], status["failed"]) == (18, 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ppss_queue.errors import MachineFailed, PpssError, ServiceFailed, UnknownRun
+from ppss_queue.errors import BadInput, ExitCode, MachineFailed, PpssError, ServiceFailed, UnknownRun
 from ppss_queue.model import Lease, SharedFile
 from ppss_worker.file_gate import SERVICE, UNKNOWN
 from ppss_worker.file_line import Backoff, FileLine, OpenFiles
@@ -131,14 +131,29 @@ class Fetching:
             try:
                 self._fetch_next()
                 backoff.reset()
-            except ServiceFailed as error:
+            except PpssError as error:
                 self._line.close()
                 with self._changed:
                     self._waiting.extendleft(reversed(self._asked))
                     self._asked.clear()
-                if not self._stopping:
+                if self._stopping:
+                    return
+                if error.exit_code is ExitCode.CORRECT_INPUT:
+                    self._refuse_all(error)
+                else:
                     self._on_trouble(f"{error} Files are fetched again when the master is back.")
                     backoff.wait(lambda: self._stopping)
+
+    def _refuse_all(self, error: PpssError) -> None:
+        """The master gives no files before somebody corrects something there."""
+        with self._changed:
+            waiting, self._waiting = self._waiting, deque()
+            for wanted in waiting:
+                if isinstance(wanted, _Share):
+                    self._shared.discard(wanted.file.sha256)
+                else:
+                    wanted.error = BadInput(str(error))
+                    self._over(wanted)
 
     def _fetch_next(self) -> None:
         """Asks for what is wanted, and takes in what comes next. Raises ServiceFailed."""
@@ -245,6 +260,11 @@ class Fetching:
                 fetch.error = _explained(error)
             except MachineFailed as error:
                 fetch.error = error
+            except FileExistsError as error:
+                name = os.path.basename(os.fsdecode(error.filename))
+                fetch.error = ItemRefused(
+                    f"has two files with the name {name!r}, of which one is of --also or --with"
+                )
             except OSError as error:
                 fetch.error = _node_failed(error)
 

@@ -1,7 +1,7 @@
 """Scratch on a node: where the files of staged items come to, and what their commands make of them.
 
 SCRATCH/<worker>/lock                             held while the worker lives: others remove what it left
-SCRATCH/<worker>/<run>-<sequence>.<token>/work/   the item's file and what belongs to it; the command runs here
+SCRATCH/<worker>/<run>-<sequence>.<count>/work/   the item's file and what belongs to it; the command runs here
                                           /out/   $OUTPUT_DIR
 SCRATCH/shared/<sha256>                           files of --with, once per node
 """

@@ -90,11 +90,6 @@ class Stage:
         return news
 
     @property
-    def coming(self) -> Collection[Lease]:
-        """Whose files are not here yet."""
-        return self._coming.values()
-
-    @property
     def is_short(self) -> bool:
         """Whether no more items should be taken until some have gone home."""
         return len(self._uploading) > UPLOADS_AHEAD or self._space.is_short

@@ -153,7 +153,7 @@ class Uploading:
                 upload = self._next()
                 if upload is not None:
                     self._send(upload)
-            except ServiceFailed as error:
+            except PpssError as error:
                 self._start_over()
                 if self._got_on:
                     self._got_on = False
