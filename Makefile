@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-WORKERS ?= auto
+# Most tests wait for processes and hosts more than they compute.
+WORKERS ?= $(shell echo $$((2 * $$(nproc || echo 2))))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos bench check format lock docs clean
