@@ -20,7 +20,7 @@ demo: $(READY) ## Run the main job: every .py file of Python's own library throu
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
 test: $(READY) ## Run all tests (the slow chaos tests apart)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not chaos" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not chaos" $(ARGS)
 
 chaos: $(READY) ## Kill workers for a minute and count what is left
 	$(BIN)/python -m pytest -m chaos $(ARGS)
