@@ -1209,7 +1209,7 @@ def test_when_the_node_hangs_up_the_session_ends(sftp_master: _Master) -> None:
     wait_until(lambda: sftp_master.servers[0].poll() is not None, "the end of sftp-server")
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="root is not bound by modes: it becomes another user for this")
+@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to become another user")
 def test_what_the_user_may_not_do_is_told(master: _Master) -> None:
     top = Path(tempfile.mkdtemp())
     top.chmod(0o755)
@@ -1251,7 +1251,7 @@ def test_what_the_user_may_not_do_is_told(master: _Master) -> None:
         shutil.rmtree(top)
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="root is not bound by modes: it becomes another user for this")
+@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to become another user")
 def test_directories_that_are_closed_to_their_owner_are_published_and_removed(master: _Master) -> None:
     top = Path(tempfile.mkdtemp())
     top.chmod(0o755)

@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -131,35 +132,24 @@ def _next_data(descriptor: int, at: int, size: int) -> tuple[int, int]:
     return start, min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
 
 
-class Incoming:
-    """Writes a file that comes as messages. It is whole when `take` has returned True."""
+class Arriving(ABC):
+    """A file that comes as messages, to be written where the subclass says. Whole when `take` has returned True."""
 
-    def __init__(
-        self, header: Header, directory: str, *, on_whole: Callable[[int], object] = os.close
-    ) -> None:
-        """`header`: its first message. `directory`: where it goes, under its own name. Raises OSError, ValueError.
-
-        `on_whole` gets the descriptor of the whole file, to close it.
-        """
-        name = str(header["file"])
-        if not name or "/" in name or name in (".", ".."):
-            raise ValueError(f"{name!r} is no file name")
-        self.path = os.path.join(directory, name)
+    def __init__(self, header: Header, path: str) -> None:
+        """`header`: its first message; `path`: of the file, for messages. Raises ValueError."""
+        self.path = path
         self.size = int(str(header["size"]))
         self._mode = int(str(header["mode"])) & 0o7777
         self._mtime_ns = int(str(header["mtime_ns"]))
-        self._on_whole = on_whole
         self._digest = hashlib.sha256() if header.get("verify") else None
         self._at = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self.path, flags, 0o600)
 
     def take(self, header: Header, data: bytes) -> bool:
         """The next message; True: it was the last. Raises OSError, TransferFailed; call `close` then."""
         if "failed" in header:
             raise TransferFailed(str(header.get("kind")), str(header["failed"]))
         if "end" in header:
-            self._finish(header.get("sha256"))
+            self._check(header.get("sha256"))
             return True
         if "hole" in header:
             self._at += int(str(header["hole"]))
@@ -168,26 +158,64 @@ class Incoming:
             data = inflated(data)
         if self._digest is not None:
             self._digest.update(data)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, self._at)
-            self._at += written
-            view = view[written:]
+        self._write(self._at, data)
+        self._at += len(data)
         return False
 
+    @abstractmethod
     def close(self) -> None:
         """Gives up: what is there is not the file. Nothing after the last message."""
+
+    @abstractmethod
+    def _write(self, at: int, data: bytes) -> None:
+        """Raises OSError."""
+
+    def _check(self, sha256: object) -> None:
+        if self._at != self.size:
+            raise TransferFailed(CHANGED, f"{self._at:,} bytes of {self.size:,} came of {self.path!r}")
+        if self._digest is not None and sha256 != self._digest.hexdigest():
+            raise TransferFailed(CHANGED, f"{self.path!r} does not have the hash that it has at its source")
+
+
+class Incoming(Arriving):
+    """Writes it on this machine."""
+
+    def __init__(
+        self, header: Header, directory: str, *, on_whole: Callable[[int], object] = os.close
+    ) -> None:
+        """`directory`: where it goes, under its own name. Raises OSError, ValueError.
+
+        `on_whole` gets the descriptor of the whole file, to close it.
+        """
+        name = str(header["file"])
+        if not name or "/" in name or name in (".", ".."):
+            raise ValueError(f"{name!r} is no file name")
+        super().__init__(header, os.path.join(directory, name))
+        self._on_whole = on_whole
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self.path, flags, 0o600)
+
+    def take(self, header: Header, data: bytes) -> bool:
+        whole = super().take(header, data)
+        if whole:
+            self._finish()
+        return whole
+
+    def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
             with suppress(OSError):
                 os.unlink(self.path)
 
-    def _finish(self, sha256: object) -> None:
-        if self._at != self.size:
-            raise TransferFailed(CHANGED, f"{self._at:,} bytes of {self.size:,} came of {self.path!r}")
-        if self._digest is not None and sha256 != self._digest.hexdigest():
-            raise TransferFailed(CHANGED, f"{self.path!r} does not have the hash that it has at its source")
+    def _write(self, at: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, at)
+            at += written
+            view = view[written:]
+
+    def _finish(self) -> None:
         os.ftruncate(self._descriptor, self.size)  # a hole at the end
         os.fchmod(self._descriptor, self._mode)
         os.utime(self._descriptor, ns=(self._mtime_ns, self._mtime_ns))

@@ -171,10 +171,7 @@ class Attempt:
         except OSError as error:
             if error.errno in MACHINE_ERRORS:
                 raise
-            raise OutputRefused(
-                f"can't be published while an earlier attempt's {scratch!r} is there, which can't be removed "
-                f"({error.strerror}): remove it by hand"
-            ) from None
+            raise earlier_stays(scratch, error) from None
 
     def _fits(self, directory: Directory) -> bool:
         """Whether the final directory exists; OutputRefused if the files can't be moved there."""
@@ -254,6 +251,14 @@ class Attempt:
 def lease_lost(seq: int) -> LeaseLost:
     """For a token that is not the newest any more."""
     return LeaseLost(f"item #{seq} was given to another attempt, so the outputs of this one are discarded")
+
+
+def earlier_stays(scratch: str, error: OSError) -> OutputRefused:
+    """The scratch of an earlier attempt can't be removed, so that attempt could still publish."""
+    return OutputRefused(
+        f"can't be published while an earlier attempt's {scratch!r} is there, which can't be removed "
+        f"({error.strerror}): remove it by hand"
+    )
 
 
 def machine_failed(output: str, error: OSError) -> MachineFailed:

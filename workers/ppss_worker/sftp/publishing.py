@@ -21,6 +21,7 @@ from ppss_worker.publishing import (
     MACHINE_ERRORS,
     Directory,
     OutputRefused,
+    earlier_stays,
     lease_lost,
     machine_failed,
     names_of,
@@ -249,10 +250,7 @@ class SftpScratch:
         except OSError as error:
             if error.errno in MACHINE_ERRORS:
                 raise
-            raise OutputRefused(
-                f"can't be published while an earlier attempt's {scratch!r} is there, which can't be removed "
-                f"({error.strerror}): remove it by hand"
-            ) from None
+            raise earlier_stays(scratch, error) from None
 
     def _explained(self, error: OSError) -> PpssError:
         if error.errno in MACHINE_ERRORS:

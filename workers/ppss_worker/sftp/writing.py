@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections import deque
 
-from ppss_worker.file_stream import CHANGED, TransferFailed, inflated
+from ppss_worker.file_stream import Arriving
 from ppss_worker.messages import Header
 from ppss_worker.sftp.client import IN_FLIGHT_BYTES, Sftp
 from ppss_worker.sftp.packets import CLOSE, FSETSTAT, FSTAT, FSYNC, OPEN, OPEN_NEW, U64, WRITE, Facts
@@ -15,18 +14,13 @@ _HELD_BYTES = 1024 * 1024
 """Kept here until the file is open there."""
 
 
-class SftpReceiving:
+class SftpReceiving(Arriving):
     """Nothing is waited for that need not be: a failure may come with a later call, at the latest with `settle`."""
 
     def __init__(self, sftp: Sftp, path: str, header: Header) -> None:
         """Raises ValueError."""
+        super().__init__(header, path)
         self._sftp = sftp
-        self._path = path
-        self._size = int(str(header["size"]))
-        self._mode = int(str(header["mode"])) & 0o7777
-        self._mtime = int(str(header["mtime_ns"])) // 1_000_000_000
-        self._digest = hashlib.sha256() if header.get("verify") else None
-        self._at = 0
         self._held: list[tuple[int, bytes]] = []
         self._held_bytes = 0
         self._opening = sftp.ask(OPEN, path, OPEN_NEW, Facts(mode=0o600))
@@ -38,35 +32,16 @@ class SftpReceiving:
         """Requests for the size, and for all else that ends a file."""
         self._closed = False
 
-    def take(self, header: Header, data: bytes) -> bool:
-        """The next message; True: it was the last. Raises OSError, TransferFailed; call `close` then."""
-        if "failed" in header:
-            raise TransferFailed(str(header.get("kind")), str(header["failed"]))
-        if "end" in header:
-            self._check(header.get("sha256"))
-            return True
-        if "hole" in header:
-            self._at += int(str(header["hole"]))
-            return False
-        if header.get("z"):
-            data = inflated(data)
-        if self._digest is not None:
-            self._digest.update(data)
-        self._held.append((self._at, data))
-        self._held_bytes += len(data)
-        self._at += len(data)
-        if self._handle is not None or self._held_bytes > _HELD_BYTES:
-            self._write()
-        return False
-
     def finish(self) -> None:
         """Asks for all that is left to be done. Raises OSError."""
         if self._last is not None or self._closed:
             return
-        self._write()
+        self._send_held()
         assert self._handle is not None
         ask, handle = self._sftp.ask, self._handle
-        facts = Facts(size=self._size, mode=self._mode, mtime=self._mtime)  # the size: a hole at the end
+        facts = Facts(
+            size=self.size, mode=self._mode, mtime=self._mtime_ns // 1_000_000_000
+        )  # the size: a hole at the end
         self._last = [ask(FSETSTAT, handle, facts), ask(FSTAT, handle)]
         if FSYNC in self._sftp.extensions:
             self._last.append(self._sftp.ask_extended(FSYNC, handle))
@@ -79,12 +54,12 @@ class SftpReceiving:
             return
         self._settle_writes(0)
         changed, looked, *rest = self._last
-        self._sftp.done(changed, self._path)
-        size = self._sftp.facts(looked, self._path).size
+        self._sftp.done(changed, self.path)
+        size = self._sftp.facts(looked, self.path).size
         for number in rest:
-            self._sftp.done(number, self._path)
-        if size != self._size:
-            raise OSError(errno.EIO, f"{size:,} bytes of {self._size:,} are there", self._path)
+            self._sftp.done(number, self.path)
+        if size != self.size:
+            raise OSError(errno.EIO, f"{size:,} bytes of {self.size:,} are there", self.path)
 
     def close(self) -> None:
         """Gives up: what is there is not the file, and goes with its scratch. Raises nothing but SftpLost."""
@@ -95,20 +70,20 @@ class SftpReceiving:
         for number, _ in self._writes:
             self._sftp.forget(number)
         try:
-            handle = self._handle or self._sftp.handle(self._opening, self._path)
+            handle = self._handle or self._sftp.handle(self._opening, self.path)
         except OSError:
             return
         self._sftp.forget(self._sftp.ask(CLOSE, handle))
 
-    def _check(self, sha256: object) -> None:
-        if self._at != self._size:
-            raise TransferFailed(CHANGED, f"{self._at:,} bytes of {self._size:,} came of {self._path!r}")
-        if self._digest is not None and sha256 != self._digest.hexdigest():
-            raise TransferFailed(CHANGED, f"{self._path!r} does not have the hash that it has at its source")
+    def _write(self, at: int, data: bytes) -> None:
+        self._held.append((at, data))
+        self._held_bytes += len(data)
+        if self._handle is not None or self._held_bytes > _HELD_BYTES:
+            self._send_held()
 
-    def _write(self) -> None:
+    def _send_held(self) -> None:
         if self._handle is None:
-            self._handle = self._sftp.handle(self._opening, self._path)
+            self._handle = self._sftp.handle(self._opening, self.path)
         held, self._held, self._held_bytes = self._held, [], 0
         step = self._sftp.piece_bytes
         for at, data in held:
@@ -123,4 +98,4 @@ class SftpReceiving:
         while self._writes and self._writes_bytes > leave_bytes:
             number, count = self._writes.popleft()
             self._writes_bytes -= count
-            self._sftp.done(number, self._path)
+            self._sftp.done(number, self.path)
