@@ -6,7 +6,6 @@ again, and what was not whole is asked for anew: no command ever sees a part of 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import deque
@@ -16,13 +15,14 @@ from dataclasses import dataclass, field
 
 from ppss_queue.errors import BadInput, ExitCode, MachineFailed, PpssError, ServiceFailed, UnknownRun
 from ppss_queue.model import Lease, SharedFile
-from ppss_worker.file_gate import SERVICE, UNKNOWN
+from ppss_worker.file_gate import UNKNOWN
 from ppss_worker.file_line import Backoff, FileLine, OpenFiles
 from ppss_worker.file_stream import CHANGED, GONE, Incoming, TransferFailed
 from ppss_worker.messages import Header, packed
 from ppss_worker.running import ItemRefused
 from ppss_worker.runs import ActiveRun
 from ppss_worker.scratch import Room, ScratchSpace
+from ppss_worker.sharing import failed, hash_of, link_shared, node_failed, receive_shared, refuse_service
 from ppss_worker.throttle import Throttle
 
 REQUESTS_IN_FLIGHT = 64
@@ -199,7 +199,7 @@ class Fetching:
     def _request(self, wanted: Fetch | _Share) -> bytes:
         if isinstance(wanted, _Share):
             path = self._space.shared(wanted.file.sha256)
-            wanted.there = _hash_of(path) == wanted.file.sha256
+            wanted.there = hash_of(path) == wanted.file.sha256
             if wanted.there:
                 with suppress(OSError):
                     os.utime(path)  # it is in use
@@ -224,9 +224,9 @@ class Fetching:
         try:
             fetch.room = self._space.room(fetch.lease)
             for file in spec.shared:
-                _link_shared(self._space.shared(file.sha256), fetch.room.work, file.path)
+                link_shared(self._space.shared(file.sha256), fetch.room.work, file.path)
         except OSError as error:
-            fetch.error = fetch.error or _node_failed(error)
+            fetch.error = fetch.error or node_failed(error)
         if spec.is_file(fetch.lease.item):
             self._receive(fetch)
 
@@ -245,7 +245,7 @@ class Fetching:
                         incoming.close()
                         incoming = None
                     if fetch.error is None or not isinstance(fetch.error, ItemRefused):
-                        _refuse_service(header)
+                        refuse_service(header)
                 elif "skipped" in header:
                     fetch.error = ItemRefused("skipped: its output exists", exit_code=0)
                 elif "file" in header:
@@ -253,7 +253,7 @@ class Fetching:
                     incoming = Incoming(header, fetch.room.work)
                     fetch.names.append(os.path.basename(incoming.path))
                 elif incoming is None:
-                    raise _failed(header)
+                    raise failed(header)
                 elif incoming.take(header, data):
                     incoming = None
             except TransferFailed as error:
@@ -266,7 +266,7 @@ class Fetching:
                     f"has two files with the name {name!r}, of which one is of --also or --with"
                 )
             except OSError as error:
-                fetch.error = _node_failed(error)
+                fetch.error = node_failed(error)
 
     def _read(self, incoming: Incoming | None) -> tuple[Header, bytes]:
         try:
@@ -284,38 +284,7 @@ class Fetching:
         self._not_shared.pop(wanted.file.sha256, None)
         if wanted.there:
             return
-        incoming: Incoming | None = None
-        error: PpssError | None = None
-        while True:
-            header, data = self._read(incoming)
-            if "done" in header:
-                break
-            try:
-                if error is not None:
-                    _refuse_service(header)
-                elif "file" in header:
-                    name = f".{wanted.file.sha256}.{threading.get_native_id()}.{os.getpid()}"
-                    with suppress(FileNotFoundError):
-                        os.unlink(os.path.join(os.path.dirname(path), name))
-                    incoming = Incoming({**header, "file": name}, os.path.dirname(path))
-                elif incoming is None:
-                    raise _failed(header)
-                elif incoming.take(header, data):
-                    if _hash_of(incoming.path) != wanted.file.sha256:
-                        os.unlink(incoming.path)
-                        raise TransferFailed(
-                            CHANGED, f"{wanted.file.path!r} is not what it was when the run was made"
-                        )
-                    os.chmod(incoming.path, wanted.file.mode & 0o555)
-                    os.rename(incoming.path, path)
-                    incoming = None
-            except TransferFailed as failed:
-                error = ItemRefused(f"misses a file of --with: {failed}")
-            except OSError as failed:
-                error = _node_failed(failed)
-            if error is not None and incoming is not None:
-                incoming.close()
-                incoming = None
+        error = receive_shared(self._read, path, wanted.file)
         if error is not None:
             self._not_shared[wanted.file.sha256] = error
             with self._changed:
@@ -334,37 +303,3 @@ def _explained(error: TransferFailed) -> PpssError:
     if error.kind == UNKNOWN:
         return UnknownRun(str(error))
     return MachineFailed(f"the master can't read files: {error}.")
-
-
-def _failed(header: Header) -> TransferFailed:
-    _refuse_service(header)
-    return TransferFailed(str(header.get("kind")), str(header.get("failed", "the gate did not say why")))
-
-
-def _refuse_service(header: Header) -> None:
-    """What the master may be able to do later is tried again with a new connection."""
-    if header.get("kind") == SERVICE:
-        raise ServiceFailed(str(header["failed"]))
-
-
-def _node_failed(error: OSError) -> MachineFailed:
-    name = f" '{os.fsdecode(error.filename)}'" if error.filename else ""
-    return MachineFailed(
-        f"files can't be fetched to this node: {error.strerror}{name}. Mend that, or --scratch DIR."
-    )
-
-
-def _hash_of(path: str) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
-def _link_shared(source: str, work: str, path: str) -> None:
-    """Puts a shared file where commands expect it."""
-    target = os.path.join(work, path)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with suppress(FileExistsError):
-        os.symlink(source, target)
