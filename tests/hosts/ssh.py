@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from subprocess import CompletedProcess
 
 from helpers import wait_until
 from hosts.lab import Host
@@ -74,3 +75,28 @@ def stop_sshd(host: Host) -> None:
 
 def start_sshd(host: Host) -> None:
     host.run(["/usr/sbin/sshd", "-E", "/var/log/sshd.log"], user="root")
+
+
+def at_terminal(host: Host, question: str, answer: str, *arguments: str) -> CompletedProcess[str]:
+    """Run a verb at a terminal, where this is typed whenever it asks so; stdout is all that was seen."""
+    return host.run(["python3", "-c", _TYPIST, question, answer, "ppss", *arguments], check=False)
+
+
+_TYPIST = """
+import os, pty, sys
+question, answer, *words = sys.argv[1:]
+def read(fd):
+    data = os.read(fd, 1024)
+    if question.encode() in data:
+        os.write(fd, answer.encode() + b"\\n")
+    return data
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp(words[0], words)
+try:
+    while data := read(fd):
+        sys.stdout.buffer.write(data)
+except OSError:
+    pass  # how the end of the other side shows
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""

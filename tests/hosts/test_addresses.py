@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from helpers import wait_until
 from hosts.lab import Host, Lab
-from hosts.ssh import URL, enqueue, logins, pids, ppss, restart_sshd
+from hosts.ssh import URL, at_terminal, enqueue, logins, pids, ppss, restart_sshd
 
 from ppss_queue.server_binary import binary
 
@@ -197,27 +197,8 @@ def test_a_passphrase_is_asked_for_on_a_terminal_once_per_worker(lab: Lab) -> No
     n1 = lab["n1"]
     enqueue(lab.master, 2, "true")
     n1.run(["ssh-keygen", "-qp", "-N", "secret", "-f", ".ssh/id_ed25519"])
-    done = n1.run(["python3", "-c", _TYPIST, "ppss", "worker", "--burst", "--url", URL], check=False)
+    done = at_terminal(n1, "Passphrase", "secret", "worker", "--burst", "--url", URL)
     assert done.stdout.count("Passphrase for") == 1 and "2 succeeded" in done.stdout, done
-
-
-_TYPIST = """
-import os, pty, sys
-def read(fd):
-    data = os.read(fd, 1024)
-    if b"Passphrase" in data:
-        os.write(fd, b"secret\\n")
-    return data
-pid, fd = pty.fork()
-if pid == 0:
-    os.execvp(sys.argv[1], sys.argv[1:])
-try:
-    while data := read(fd):
-        sys.stdout.buffer.write(data)
-except OSError:
-    pass
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
 
 
 # What goes wrong

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hosts.lab import Host, Lab
-from hosts.ssh import URL, Done, enqueue, logins, ppss, restart_sshd
+from hosts.ssh import URL, Done, at_terminal, enqueue, logins, ppss, restart_sshd
 
 _SYSTEM = "/etc/ssh/ssh_known_hosts"
 _MINE = "/home/ppss/.ssh/known_hosts"
@@ -62,31 +62,12 @@ def test_trust_asks_on_a_terminal_alone(lab: Lab, n1: Host) -> None:
     assert _fingerprint(lab.master) in refused.out
     answers = {"y": ("trusted from now on", True), "n": ("nothing was written", False)}
     for answer in ("n", "y"):
-        typed = n1.run(["python3", "-c", _TERMINAL, answer, "ppss", "trust", "master"], check=False)
+        typed = at_terminal(n1, "[y/N]", answer, "trust", "master")
         says, known = answers[answer]
         assert says in typed.stdout, typed
         assert (n1.run(["ssh-keygen", "-F", "master"], check=False).returncode == 0) is known
     again = ppss(n1, "trust", "master")
     assert again.code == 0 and "is trusted already" in again.err
-
-
-_TERMINAL = """
-import os, pty, sys
-def read(fd):
-    data = os.read(fd, 1024)
-    if b"[y/N]" in data:
-        os.write(fd, sys.argv[1].encode() + b"\\n")
-    return data
-pid, fd = pty.fork()
-if pid == 0:
-    os.execvp(sys.argv[2], sys.argv[2:])
-try:
-    while data := read(fd):
-        sys.stdout.buffer.write(data)
-except OSError:
-    pass
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"""
 
 
 def test_trust_writes_down_all_keys_and_makes_what_is_missing(lab: Lab, n1: Host) -> None:

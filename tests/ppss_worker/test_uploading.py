@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,11 +44,9 @@ class Master:
 
     def _serve(self, end: socket.socket) -> None:
         gate = FileGate(end.sendall, QueueRuns(lambda: Queue.open(self.address)), OwnDisk())
-        try:
+        with suppress(OSError, PpssError):  # hung up in the middle
             for header, data in MessageReader(end.recv):
                 gate.take(header, data)
-        except (OSError, PpssError):
-            pass  # hung up in the middle
 
 
 class Node:
