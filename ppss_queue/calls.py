@@ -42,6 +42,22 @@ class Renewed:
     """Members that are no longer ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a worker is to do since somebody wishes so of its node."""
+
+    at: float = 0.0
+    """When Redis told it, by its clock."""
+    paused: str = ""
+    """Why nothing is handed out to it; empty: it is not paused."""
+    slots: int | None = None
+    """How many it is to have; None: as many as it was started with."""
+    stop_at: float = 0.0
+    """Workers that were there at this time are to stop; 0: none is."""
+    stop_now: bool = False
+    """Without finishing what runs."""
+
+
 class Calls:
     """Builds the calls of one worker."""
 
@@ -113,9 +129,14 @@ class Calls:
         """What an item printed; to be sent before its outcome."""
         return Call(self._keys, "tell", (lease.run, lease.member, lease.item.name, stdout, stderr))
 
-    def heartbeat(self, facts: Mapping[str, Argument]) -> Call:
-        flat = [part for pair in facts.items() for part in pair]
-        return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, *flat))
+    def heartbeat(
+        self, worker: Mapping[str, Argument], machine: Mapping[str, Argument] | None = None
+    ) -> Call:
+        """Facts about the worker, and about the machine that it is on."""
+        own, common = (
+            [part for pair in (facts or {}).items() for part in pair] for facts in (worker, machine)
+        )
+        return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, len(own), *own, *common))
 
     def retire(self, runs: Iterable[str]) -> Call:
         return Call(self._keys, "retire", (self._worker, *runs))
@@ -178,3 +199,9 @@ def read_heard(reply: Reply, cursor: str) -> tuple[str, list[Told]]:
 def read_renewed(run: str, reply: Reply) -> Renewed:
     values = read_members(reply)
     return Renewed(run, values[0], values[1], values[2:])
+
+
+def read_wishes(reply: Reply) -> Wishes:
+    """The answer to a heartbeat."""
+    at, paused, slots, stop, how = read_members(reply)
+    return Wishes(float(at), paused, int(slots) if slots else None, float(stop or 0), how == "now")

@@ -44,6 +44,10 @@ class UnknownItem(BadInput):
     """The run has no item of this name or number."""
 
 
+class UnknownNode(BadInput):
+    """No worker of this node was heard of lately, and nothing is wished of it."""
+
+
 class CommandNotFound(BadInput):
     """The program of a command is not on this machine."""
 

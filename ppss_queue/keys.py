@@ -8,7 +8,7 @@ Ours, under `ppss:` (P), with who may see what:
 | P rq               | string | prefix of RQ's keys that the runs were made with; permanent                 |
 | P tokens           | int    | counter of claims, first half of every token; permanent                     |
 | P wake             | int    | touched when something may have become claimable; permanent                 |
-| P control          | int    | touched when a run was paused, resumed, cancelled: busy workers look        |
+| P control          | int    | touched when a run was paused ..., or a node told something: workers look   |
 | P runs             | zset   | run -> time of creation                                                     |
 | P names            | hash   | --name -> run                                                               |
 | P filling          | zset   | run -> time until which its enqueuer is believed alive                      |
@@ -18,6 +18,10 @@ Ours, under `ppss:` (P), with who may see what:
 | P events:<run>     | stream | one entry per terminal move: s(eq) t (state) a(ttempt)                      |
 | P outputs:<run>    | hash   | output file -> item that wrote it                                           |
 | P told:<run>       | stream | what items printed on other workers, until `ppss run` has printed it        |
+| P nodes            | zset   | node -> when a worker of it was last heard of; until it retires, or a day    |
+| P node:<node>      | hash   | what is wished of it: paused (why) slots stop (when) how id (whose it is)    |
+| P facts:<node>     | hash   | what its machine told last: id hostname version cores load ...; a day        |
+| P crew:<node>      | set    | names of its workers                                                        |
 
 RQ's, under `rq:` (R), written so that RQ's own tools show the same items: see broker.py.
 A lease *is* the member `<job>:<token>` of `R wip:<run>`; its score is the deadline plus 100 years (200 once the item
@@ -76,13 +80,24 @@ class Keys:
         return self.ours + "runs"
 
     @property
+    def nodes(self) -> str:
+        return self.ours + "nodes"
+
+    @property
     def names(self) -> str:
         return self.ours + "names"
 
     @property
     def types(self) -> dict[str, str]:
         """What Redis must say of the keys that do not belong to one run, where they are there."""
-        ours = {"runs": "zset", "names": "hash", "filling": "zset", "open": "zset", "ended": "zset"}
+        ours = {
+            "runs": "zset",
+            "names": "hash",
+            "filling": "zset",
+            "open": "zset",
+            "ended": "zset",
+            "nodes": "zset",
+        }
         strings = dict.fromkeys(("schema", "rq", "tokens", "wake", "control"), "string")
         return {
             **{self.ours + name: kind for name, kind in {**ours, **strings}.items()},
@@ -97,6 +112,15 @@ class Keys:
 
     def run(self, run: str) -> str:
         return f"{self.ours}run:{run}"
+
+    def node(self, node: str) -> str:
+        return f"{self.ours}node:{node}"
+
+    def facts(self, node: str) -> str:
+        return f"{self.ours}facts:{node}"
+
+    def crew(self, node: str) -> str:
+        return f"{self.ours}crew:{node}"
 
     def events(self, run: str) -> str:
         return f"{self.ours}events:{run}"

@@ -21,6 +21,7 @@ from ppss_queue.server_info import check_server
 from ppss_queue.store import Counts, Store
 
 if TYPE_CHECKING:
+    from ppss_queue.node_views import Node, NodeView
     from ppss_queue.sources import Sources
 
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz"
@@ -169,6 +170,18 @@ class Queue:
         """All runs, oldest first."""
         self.store.purge_abandoned()
         return list(self.store.counts(self.store.runs()))
+
+    def nodes(self) -> list[NodeView]:
+        """All nodes, by name: those with workers, and those that were lost within a day."""
+        from ppss_queue.node_views import nodes
+
+        return nodes(self.store)
+
+    def node(self, name: str) -> Node:
+        """A node by name, to pause, resize or stop; whether there is one is seen then."""
+        from ppss_queue.node_views import Node
+
+        return Node(self.store, name)
 
     def workers(self) -> list[WorkerView]:
         """Workers of PPSS that were heard of lately."""

@@ -44,7 +44,7 @@ def default_place(environment: Mapping[str, str] = os.environ) -> ServerPlace:
         from platformdirs import user_state_dir
 
         base = user_state_dir("ppss")
-    directory = Path(base).absolute() / _machine_id() / "server"
+    directory = Path(base).absolute() / machine_id() / "server"
     path = directory / "server.sock"
     if len(os.fsencode(path)) >= _SUN_PATH_BYTES:
         path = _short_directory(directory) / "server.sock"
@@ -92,7 +92,8 @@ def _short_directory(directory: Path) -> Path:
     return Path("/tmp") / f"ppss-{os.geteuid()}-{sha256(os.fsencode(directory)).hexdigest()[:16]}"
 
 
-def _machine_id() -> str:
+def machine_id() -> str:
+    """Of systemd or D-Bus; without one, the host's name."""
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         with suppress(OSError, ValueError):
             text = Path(path).read_text(encoding="ascii").strip()

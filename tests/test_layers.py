@@ -17,7 +17,7 @@ LAYERS = [
     ["quoting", "command", "server", "sources", "connection", "server_info"],
     ["durability", "scripts", "changes", "replies", "rq_form"],
     ["calls", "store"],
-    ["status", "broker", "filling"],
+    ["status", "broker", "filling", "node_views"],
     ["run"],
     ["queue"],
     ["ppss_worker"],

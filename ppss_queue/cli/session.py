@@ -176,7 +176,7 @@ class Session:
     def _progress(self, counts: Counts, now: float) -> Progress:
         if len(counts.workers) < 2:  # the counts are a moment old, and know of an end only when it was told
             counts = replace(counts, running=len(self._begun))
-        progress = Progress.of(counts, self._durations, self._slots)
+        progress = Progress.of(counts, self._durations, self._worker.slots)
         if not self._begun:
             return progress
         longest = min(self._begun.values(), key=lambda begun: begun.since)

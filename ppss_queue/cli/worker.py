@@ -23,10 +23,6 @@ from ppss_queue.units import plural, printable
 if TYPE_CHECKING:
     from ppss_worker.settings import Settings
 
-_FILES_PER_SLOT = 8
-"""Its number, two captures, two pipes or a socket, and what the spawn takes."""
-_FILES_BESIDE = 64
-
 
 @click.command(
     "worker",
@@ -152,19 +148,9 @@ def settings_of(
 
 def check_slots(work: dict[str, Any]) -> None:
     """Raises BadInput if this machine can't have so many at once; raises the limit of open files if it must."""
-    import resource
+    from ppss_worker.slots import allow_files
 
-    slots = work["slots"] or cores_here()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = slots * _FILES_PER_SLOT + _FILES_BESIDE
-    if resource.RLIM_INFINITY in (soft, hard) or needed <= soft:
-        return
-    if needed > hard:
-        most = (hard - _FILES_BESIDE) // _FILES_PER_SLOT
-        raise BadInput(
-            f"-p {slots} is too much: this user may open {hard:,} files (ulimit -Hn), enough for {most:,} slots."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    allow_files(work["slots"] or cores_here())
 
 
 def log_directory(work: dict[str, Any]) -> Path | None:

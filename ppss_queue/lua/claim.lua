@@ -4,6 +4,7 @@
 -- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
 --       runs without one or 0, allowed run or -excluded run... (no allowed one: all)
+--       A worker whose node is paused is given nothing, and told no time: it hears of a change by itself.
 local refused = check_schema(ARGV[1])
 if refused then return refused end
 local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -11,6 +12,7 @@ if redis.call('EXISTS', R .. 'suspended') == 1 then
   local left = redis.call('PTTL', R .. 'suspended')
   return { left > 0 and tostring(left / 1000) or '', -1, '' }
 end
+if redis.call('HEXISTS', node_key(node_of(worker)), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
 for index = 8, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')

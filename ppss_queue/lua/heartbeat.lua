@@ -1,13 +1,32 @@
--- Shows a worker as alive, in RQ's terms too.
--- Returns the time of the server in seconds, as text.
--- ARGV: worker, seconds after which a silent worker is forgotten, field, value, ...
+-- Shows a worker as alive, in RQ's terms too, and tells what is wished of its node.
+-- Returns {time of the server in seconds, why the node is paused or '', this worker's slots or '' (as started),
+--          until which time born workers are to stop or '', 'drain' or 'now' or ''}.
+-- ARGV: worker, seconds after which a silent worker is forgotten, how many words about the worker follow,
+--       field, value, ... about the worker, field, value, ... about its machine
 go_on_when_full()
-local key = R .. 'worker:' .. ARGV[1]
-redis.call('HSET', key, 'last_heartbeat', iso(NOW), unpack(ARGV, 3))
+local worker, silence, words = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local key, node = R .. 'worker:' .. worker, node_of(worker)
+redis.call('HSET', key, 'last_heartbeat', iso(NOW), unpack(ARGV, 4, 3 + words))
 redis.call('HSETNX', key, 'birth', iso(NOW))
 redis.call('HSETNX', key, 'state', 'idle')
-worker_idle(ARGV[1]) -- what it ran may have been deleted from a dashboard
-redis.call('EXPIRE', key, ARGV[2])
-redis.call('EXPIRE', key .. ':executions', ARGV[2])
+worker_idle(worker) -- what it ran may have been deleted from a dashboard
+redis.call('EXPIRE', key, silence)
+redis.call('EXPIRE', key .. ':executions', silence)
 redis.call('SADD', R .. 'workers', key)
-return string.format('%.6f', NOW)
+redis.call('ZADD', P .. 'nodes', NOW, node)
+redis.call('SADD', crew_key(node), worker)
+if #ARGV > 3 + words then
+  redis.call('HSET', facts_key(node), unpack(ARGV, 4 + words))
+  redis.call('EXPIRE', facts_key(node), LOST_SECONDS)
+end
+local wishes = redis.call('HMGET', node_key(node), 'paused', 'slots', 'stop', 'how')
+local slots = tonumber(wishes[2])
+local crew = redis.call('SCARD', crew_key(node)) > 1 and alive_crew(node) or { worker }
+if slots then -- they are the node's: its workers share them
+  local rest = slots % #crew
+  slots = math.floor(slots / #crew)
+  for rank = 1, rest do
+    if crew[rank] == worker then slots = slots + 1 end
+  end
+end
+return { string.format('%.6f', NOW), wishes[1] or '', slots and tostring(slots) or '', wishes[3] or '', wishes[4] or '' }

@@ -11,6 +11,9 @@ local CENTURY = 3155760000
 -- moves it itself, with a plain ZADD XX INCR just before it starts the command (calls.py): a script per item is dear.
 local BEGUN = 2 * CENTURY
 
+-- How long a node whose workers died stays on show.
+local LOST_SECONDS = 86400
+
 -- Bytes of failures' output kept per run.
 local OUTPUT_BUDGET = 64 * 1024 * 1024
 
@@ -25,6 +28,18 @@ local function queue_key(run) return R .. 'queue:' .. run end
 local function registry(name, run) return R .. name .. ':' .. run end
 
 local function job_key(job) return R .. 'job:' .. job end
+
+-- What is wished of a node.
+local function node_key(node) return P .. 'node:' .. node end
+
+-- What its machine told last.
+local function facts_key(node) return P .. 'facts:' .. node end
+
+-- The names of its workers.
+local function crew_key(node) return P .. 'crew:' .. node end
+
+-- A worker is named after its node: <node>.<pid>-<random>.
+local function node_of(worker) return string.match(worker, '^(.+)%.[^.]*$') or worker end
 
 -- Anyone may put a job on a run's queue or schedule with RQ's own tools; such a job is dropped where it is met.
 local function is_ours(run, job) return job ~= nil and string.match(job, '^' .. run .. '%-%d+$') ~= nil end
@@ -190,6 +205,28 @@ local function check_halt(run)
   redis.call('ZREM', P .. 'open', run)
   redis.call('INCR', P .. 'control')
   event(run, '0', 'paused')
+end
+
+-- Names of a node's workers that were heard of lately; the others are forgotten.
+local function alive_crew(node)
+  local alive = {}
+  for _, worker in ipairs(redis.call('SMEMBERS', crew_key(node))) do
+    if redis.call('EXISTS', R .. 'worker:' .. worker) == 1 then
+      alive[#alive + 1] = worker
+    else
+      redis.call('SREM', crew_key(node), worker)
+    end
+  end
+  table.sort(alive)
+  return alive
+end
+
+-- Takes a node off show. What is wished of it stays, but that its workers of now stop.
+local function forget_node(node)
+  redis.call('ZREM', P .. 'nodes', node)
+  redis.call('DEL', facts_key(node), crew_key(node))
+  redis.call('HDEL', node_key(node), 'stop', 'how')
+  if redis.call('HLEN', node_key(node)) == 1 then redis.call('HDEL', node_key(node), 'id') end
 end
 
 local function cancel_item(run, job)

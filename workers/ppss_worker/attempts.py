@@ -70,6 +70,8 @@ class Attempts:
         """When the last one began, time.monotonic()."""
         self._ending: dict[int, Running] = {}
         """Between `vacate` and `ended`."""
+        self.ended_count = 0
+        """Items that succeeded, failed, or are tried again."""
         self.seconds_each = 0.0
         """Moving average of how long attempts take; 0: none ended yet."""
 
@@ -252,6 +254,7 @@ class Attempts:
 
     def _end(self, running: Running, outcome: Outcome, *, final: bool = False) -> None:
         """The item succeeded, or failed: `final` for failures that another attempt would only repeat."""
+        self.ended_count += 1
         lease, spec = running.lease, running.run.spec
         succeeded = outcome.exit_code == 0 and (
             outcome.reason is None or outcome.reason.startswith("skipped")

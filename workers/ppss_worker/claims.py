@@ -62,7 +62,8 @@ class Claims:
         self._on_claimed = on_claimed
         self._on_changes = on_changes
         self._on_unheard = on_unheard
-        self._listener = ChangeListener(connection, _watched(keys, runs))
+        self._listener = self._busy = ChangeListener(connection, _watched(keys, runs))
+        self._quiet = ChangeListener(connection, [keys.wake])
         self._listening = False
         self._woken = True
         self._asked_since_end = True
@@ -86,6 +87,13 @@ class Claims:
     def wake(self) -> None:
         """There may be something to claim."""
         self._woken = True
+
+    def pause(self, *, paused: bool) -> None:
+        """Gets nothing while the node is paused: only the ends of runs are listened for. Raises ConnectFailed."""
+        before, self._listener = self._listener, self._quiet if paused else self._busy
+        self._listening = False
+        self._woken = True
+        before.off()
 
     def item_ended(self) -> None:
         """One of the items held here has ended, so a run may be over."""

@@ -40,6 +40,12 @@ class Hand:
         for slot in slots:
             heapq.heappush(self._slots, slot)
 
+    def take_free(self, count: int) -> list[int]:
+        """Takes out the highest free slots, at most so many."""
+        taken = sorted(self._slots)[-count:] if count > 0 else []
+        self._slots = sorted(set(self._slots).difference(taken))
+        return taken
+
     def add(self, leases: Iterable[Lease]) -> None:
         self._leases.extend(leases)
 

@@ -22,6 +22,7 @@ from ppss_worker.process import DirectoryMissing
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun, ActiveRuns
 from ppss_worker.settings import Settings
+from ppss_worker.slots import SlotNumbers
 from ppss_worker.workplaces import workplace_here
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ class Intake:
         self._warned: set[str] = set()
         self._paused: set[str] = set()
         """What was claimed just before the pause is handed back when it comes."""
-        self._closed = False
+        self._closed = self._node_paused = False
+        self.slots = 0
+        """How many there are to be."""
+        self._resized = False
+        self.numbers = SlotNumbers(settings.state_directory / "slots")
         self.hand = Hand()
 
     def claim(
@@ -68,7 +73,7 @@ class Intake:
         """
         if self._closed or (self._stage is not None and self._stage.is_short):
             return LOOK_AGAIN_SECONDS
-        prefetch = max(claims.prefetch(self._settings.slots, each), self._staged_ahead)
+        prefetch = max(claims.prefetch(self.slots, each), self._staged_ahead)
         if stalled_seconds > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
             prefetch = 0 if claims.short else self._staged_ahead
             self.hand_back(keep=prefetch)
@@ -128,6 +133,30 @@ class Intake:
         else:
             self._paused.discard(run)
 
+    def resize(self, slots: int) -> None:
+        """Takes more slot numbers, or gives some back: those in use when they are free. Raises MachineFailed."""
+        self._resized = bool(self.numbers)
+        self.slots = slots
+        self.hand.free(*self.numbers.take(slots - len(self.numbers)))
+        for slot in self.hand.take_free(len(self.numbers) - slots):
+            self.numbers.give_back(slot)
+
+    def free(self, slot: int) -> None:
+        """Nothing runs on it any more."""
+        if len(self.numbers) > self.slots:
+            self.numbers.give_back(slot)
+        elif self._resized and slot > self.slots:  # a lower number may be free by now
+            self.numbers.give_back(slot)
+            self.hand.free(*self.numbers.take(1))
+        else:
+            self.hand.free(slot)
+
+    def pause_node(self, *, paused: bool) -> None:
+        """Hands back what is not begun, and what a claim gives that was on its way."""
+        self._node_paused = paused
+        if paused:
+            self.hand_back()
+
     def lose(self, members: Collection[str]) -> None:
         """These leases are someone else's."""
         self.hand.lose(members)
@@ -166,7 +195,7 @@ class Intake:
     def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
         """Keeps what was claimed, or hands it back when it can't be run here."""
         try:
-            if self._closed or run in self._paused:
+            if self._closed or self._node_paused or run in self._paused:
                 self._outbox.release(leases)
                 return
             active = self._runs.get(run)
@@ -192,4 +221,4 @@ class Intake:
         if self._stage is None or self._settings.stage is None or not self._runs.any_staged:
             return 0
         wanted = self._settings.stage.ahead
-        return self._settings.slots if wanted is None else wanted
+        return self.slots if wanted is None else wanted

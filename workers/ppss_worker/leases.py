@@ -12,16 +12,17 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from ppss_queue import scripts
-from ppss_queue.calls import Calls, Renewed, read_renewed
+from ppss_queue.calls import Calls, Renewed, Wishes, read_renewed, read_wishes
 from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Connection
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed
 from ppss_queue.keys import Keys
-from ppss_queue.resp import Argument
+from ppss_queue.scripts import Call
 
 HEARTBEAT_SECONDS = 10.0
 """How often a worker shows that it is alive; a third of the time after which all views forget it."""
@@ -35,12 +36,14 @@ class LeaseKeeper:
     """Renews at a third of the shortest visibility timeout, so that two renewals may get lost."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, calls: Calls, facts: Callable[[], Mapping[str, Argument]]
+        self, connection: Connection, keys: Keys, calls: Calls, heartbeat: Callable[[], Call]
     ) -> None:
-        """`facts`: what a heartbeat tells; called in the thread."""
+        """`heartbeat`: builds one; called in the thread."""
         self._connection = connection
         self._calls = calls
-        self._facts = facts
+        self._build_heartbeat = heartbeat
+        self.wishes = Wishes()
+        """What is wished of the node, as the last heartbeat was told."""
         self._control_connection = connection.clone(name="ppss-control")
         self._control = ChangeListener(self._control_connection, [keys.control])
         self._lock = threading.Lock()
@@ -56,12 +59,17 @@ class LeaseKeeper:
 
     def start(self) -> None:
         """The first heartbeat is done when this returns. Raises what a connection raises."""
-        self._heartbeat()
         self._control.on()
+        self._heartbeat()
         self._thread.start()
 
+    def beat(self) -> None:
+        """Something changed that all should know at once."""
+        if not self._stopping:
+            self._wake()
+
     def fileno(self) -> int:
-        """Readable when there is news."""
+        """Readable when there is news, or something else is wished."""
         return self._reader
 
     def hold(self, run: str, members: set[str], visibility_seconds: float) -> None:
@@ -90,7 +98,9 @@ class LeaseKeeper:
         return news
 
     def stop(self) -> None:
-        """Ends the thread and closes its connections."""
+        """Ends the thread and closes its connections: no heartbeat comes after this. Once is enough."""
+        if self._stopping:
+            return
         self._stopping = True
         self._wake()
         if self._thread.ident is not None:
@@ -115,15 +125,20 @@ class LeaseKeeper:
             with self._lock:
                 every = min(self._visibility.values(), default=3 * HEARTBEAT_SECONDS) / 3
             due = min(renewed + every, heartbeat + HEARTBEAT_SECONDS)
-            missed = self._wait(max(0.0, due - time.monotonic())) or missed
+            told = self._wait(max(0.0, due - time.monotonic()))
+            missed = missed or told
             now = time.monotonic()
             try:
                 if missed or now >= renewed + every:
                     self._renew(all_runs=missed)
                     renewed, missed = now, False
                 if now >= heartbeat + HEARTBEAT_SECONDS:
-                    self._heartbeat()
                     heartbeat = now
+                    self._heartbeat()
+                elif (
+                    told
+                ):  # its next one is due as before: else all nodes would send theirs at once from now on
+                    self._heartbeat()
             except ConnectFailed:
                 self._recover()
                 renewed = heartbeat = 0.0
@@ -133,7 +148,7 @@ class LeaseKeeper:
                 renewed = heartbeat = 0.0
 
     def _wait(self, seconds: float) -> bool:
-        """Whether somebody touched a run's state meanwhile."""
+        """Whether somebody touched a run's state, or told a node something, meanwhile."""
         try:
             readable = _readable(seconds, self._wake_reader, self._control.fileno())
             new_run = self._wake_reader in readable  # it may have been paused since it was claimed from
@@ -168,7 +183,10 @@ class LeaseKeeper:
             os.write(self._writer, b"!")
 
     def _heartbeat(self) -> None:
-        scripts.run(self._connection, self._calls.heartbeat(self._facts()))
+        before = self.wishes
+        self.wishes = read_wishes(scripts.run(self._connection, self._build_heartbeat()))
+        if replace(self.wishes, at=before.at) != before:
+            self._tell()
 
     def _recover(self) -> None:
         """Leases stay valid until someone else claims their items, so all there is to do is to try again."""

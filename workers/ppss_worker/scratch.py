@@ -56,7 +56,9 @@ class ScratchSpace:
         """`limit_bytes`: how much staged files may take (--scratch-limit); None: all but a reserve of the disk."""
         self._base = base
         self._own = base / worker
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
+        self.free_bytes = 0
+        """Of the disk, when it was last asked."""
         self._lock = -1
         self._changed = threading.Condition()
         self._taken: dict[str, int] = {}
@@ -81,6 +83,7 @@ class ScratchSpace:
                 f"the scratch directory '{self._base}' can't be used ({error.strerror}). Name another: --scratch DIR"
             ) from None
         self._sweep()
+        self._fits(0)
         self._remover.start()
 
     def close(self) -> None:
@@ -146,10 +149,11 @@ class ScratchSpace:
                 self._changed.notify_all()
 
     def _fits(self, size_bytes: int) -> bool:
-        if self._limit_bytes is not None and sum(self._taken.values()) + size_bytes > self._limit_bytes:
+        if self.limit_bytes is not None and sum(self._taken.values()) + size_bytes > self.limit_bytes:
             return False
         disk = os.statvfs(self._base)
-        return disk.f_bavail * disk.f_frsize >= size_bytes + _RESERVE_BYTES
+        self.free_bytes = disk.f_bavail * disk.f_frsize
+        return self.free_bytes >= size_bytes + _RESERVE_BYTES
 
     def _sweep(self) -> None:
         for path in self._base.iterdir():

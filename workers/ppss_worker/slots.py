@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 from pathlib import Path
 
-from ppss_queue.errors import MachineFailed
+from ppss_queue.errors import BadInput, MachineFailed
+
+_FILES_PER_SLOT = 8
+"""Its number, two captures, two pipes or a socket, and what the spawn takes."""
+_FILES_BESIDE = 64
+
+
+def allow_files(slots: int) -> None:
+    """Raises the limit of open files to what so many slots need. Raises BadInput if that is not allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = slots * _FILES_PER_SLOT + _FILES_BESIDE
+    if resource.RLIM_INFINITY in (soft, hard) or needed <= soft:
+        return
+    if needed > hard:
+        most = (hard - _FILES_BESIDE) // _FILES_PER_SLOT
+        raise BadInput(
+            f"-p {slots} is too much: this user may open {hard:,} files (ulimit -Hn), enough for {most:,} slots."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class SlotNumbers:
@@ -18,10 +37,14 @@ class SlotNumbers:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._locks: list[int] = []
+        self._locks: dict[int, int] = {}
+        """Descriptor by number."""
+
+    def __len__(self) -> int:
+        return len(self._locks)
 
     def take(self, count: int) -> list[int]:
-        """The `count` lowest free numbers, in order, held until `close`.
+        """The `count` lowest free numbers, in order, held until they are given back.
 
         Raises MachineFailed if the directory can't be made, written or locked in.
         """
@@ -31,7 +54,7 @@ class SlotNumbers:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             while len(taken) < count:
                 number += 1
-                if self._lock(number):
+                if number not in self._locks and self._lock(number):
                     taken.append(number)
         except OSError as error:
             raise MachineFailed(
@@ -40,10 +63,13 @@ class SlotNumbers:
             ) from None
         return taken
 
+    def give_back(self, number: int) -> None:
+        os.close(self._locks.pop(number))
+
     def close(self) -> None:
         """Gives all numbers back."""
-        while self._locks:
-            os.close(self._locks.pop())
+        for number in list(self._locks):
+            self.give_back(number)
 
     def _lock(self, number: int) -> bool:
         descriptor = os.open(self._directory / str(number), os.O_RDWR | os.O_CREAT, 0o600)
@@ -55,5 +81,5 @@ class SlotNumbers:
         except OSError:
             os.close(descriptor)
             raise
-        self._locks.append(descriptor)
+        self._locks[number] = descriptor
         return True

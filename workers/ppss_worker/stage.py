@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -93,6 +93,12 @@ class Stage:
     def is_short(self) -> bool:
         """Whether no more items should be taken until some have gone home."""
         return len(self._uploading) > UPLOADS_AHEAD or self._space.is_short
+
+    @property
+    def facts(self) -> Mapping[str, int]:
+        """For a heartbeat."""
+        limit = self._space.limit_bytes
+        return {"scratch_free": self._space.free_bytes, **({"scratch_limit": limit} if limit else {})}
 
     def drop(self, members: Collection[str]) -> None:
         """These items are not begun here."""

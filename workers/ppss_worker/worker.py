@@ -10,11 +10,11 @@ import math
 import os
 import selectors
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,14 +35,15 @@ from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.lifeline import Lifeline
 from ppss_worker.link import Link
+from ppss_worker.machine import Pace, machine_facts, take_name
 from ppss_worker.maps import NO_MAPS
 from ppss_worker.observer import Observer
+from ppss_worker.orders import Orders
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing, Spawner
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
-from ppss_worker.slots import SlotNumbers
 
 if TYPE_CHECKING:
     from ppss_worker.file_line import OpenFiles
@@ -66,7 +67,11 @@ class Worker:
         observer: Observer,
         open_files: OpenFiles | None = None,
     ) -> None:
-        """`connection` becomes the worker's own. `open_files`: how to reach files on the master; None: it is here."""
+        """`connection` becomes the worker's own. `open_files`: how to reach files on the master; None: it is here.
+
+        The name of the node is another one if this one is that of another machine. Raises what a connection raises.
+        """
+        settings = replace(settings, node=take_name(connection, keys, settings.node))
         self.name = f"{settings.node}.{os.getpid()}-{os.urandom(2).hex()}"
         self._settings = settings
         self._observer = observer
@@ -88,7 +93,7 @@ class Worker:
             on_changes=lambda runs: self._housekeeping.notice(runs),
             on_unheard=lambda: self._housekeeping.soon(),
         )
-        self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._facts)
+        self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._heartbeat)
         stage = settings.stage
         self._stage: Stage | None = None
         if open_files is not None and stage is not None:
@@ -118,6 +123,8 @@ class Worker:
             settings, self._runs, self._stage, self._outbox, self._keeper, observer.warn, self._fail
         )
         self._hand = self._intake.hand
+        self._pace = Pace()
+        self._orders = Orders(settings, self._intake, self._claims, self._keeper, self.stop, observer.warn)
         self._stop = Stop.NO
         self._failure: Exception | None = None
         self._deliver_until = math.inf
@@ -131,6 +138,7 @@ class Worker:
             if not self._stop:
                 self._lifeline.stopping(time.monotonic())
             self._stop = how
+            self._keeper.beat()
             self._intake.close()
             if how >= Stop.NOW:
                 self._deliver_until = time.monotonic() + (DELIVERY_SECONDS if how is Stop.NOW else 0.0)
@@ -143,6 +151,11 @@ class Worker:
     @property
     def stopping(self) -> Stop:
         return self._stop
+
+    @property
+    def slots(self) -> int:
+        """How many it is to have: it may have more until items end."""
+        return self._intake.slots
 
     @property
     def left_runs_alone(self) -> bool:
@@ -166,9 +179,8 @@ class Worker:
         with ExitStack() as stack:
             guardian = Guardian.start()
             stack.callback(guardian.close)
-            slots = SlotNumbers(self._settings.state_directory / "slots")
-            stack.callback(slots.close)
-            self._hand.free(*slots.take(self._settings.slots))
+            stack.callback(self._intake.numbers.close)
+            self._intake.resize(self._settings.slots)
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
@@ -196,6 +208,7 @@ class Worker:
                 selector.register(self._stage.fileno(), selectors.EVENT_READ, self._intake.hear_stage)
             stack.callback(self._keeper.stop)
             self._keeper.start()
+            self._orders.obey(self._keeper.wishes)
             self._claims.start(self._settings.start_delay_seconds)
             on_signals = partial(self._on_signals, signals, spawner)
             selector.register(signals.fileno(), selectors.EVENT_READ, on_signals)
@@ -255,6 +268,7 @@ class Worker:
 
     def _leave(self) -> None:
         self._failure = self._failure or self._lifeline.lost
+        self._keeper.stop()  # a heartbeat that came after the retirement would show a dead worker
         with suppress(PpssError):
             self._outbox.send()
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
@@ -284,7 +298,8 @@ class Worker:
                     del batch[0]
             except (PpssError, OSError):
                 self._outbox.release([lease for lease, _ in batch])
-                self._hand.free(*(slot for _, slot in batch))
+                for _, slot in batch:
+                    self._free_slot(slot)
                 raise
 
     def _begin(self, lease: Lease, slot: int) -> None:
@@ -305,7 +320,7 @@ class Worker:
 
     def _free_slot(self, slot: int | None) -> None:
         if slot is not None:
-            self._hand.free(slot)
+            self._intake.free(slot)
             self._claims.item_ended()
 
     def _send_outcomes(self) -> float:
@@ -336,6 +351,7 @@ class Worker:
             if news.state == "paused" and news.reason.startswith("halted now"):
                 self._attempts.stop_all(run=news.run)
             self._claims.wake()
+        self._orders.obey(self._keeper.wishes)
 
     def _on_signals(self, signals: ChildSignals, spawner: Spawner) -> None:
         for number in signals.drain():
@@ -369,13 +385,19 @@ class Worker:
     def _holds_items_of(self, run: str) -> bool:
         return any(lease.run == run for lease in (*self._hand, *self._attempts.leases))
 
-    def _facts(self) -> Mapping[str, Argument]:
-        return {
-            "hostname": socket.gethostname(),
+    def _heartbeat(self) -> Call:
+        """Called in the thread of the keeper."""
+        facts: Mapping[str, Argument] = {
+            "hostname": os.uname().nodename,
             "pid": os.getpid(),
             "version": __version__,
             "python_version": sys.version.split()[0],
             "queues": ",".join(sorted(self._runs) or self._settings.runs),
             "node": self._settings.node,
-            "slots": self._settings.slots,
+            "slots": self._intake.slots,
+            "leased": len(self._attempts) + len(self._hand),
+            "rate": f"{self._pace.per_second(self._attempts.ended_count):.3f}",
+            "stopping": int(self._stop > Stop.NO),
         }
+        stage = self._stage.facts if self._stage is not None else {}
+        return self._calls.heartbeat(facts, {**machine_facts(), **stage})

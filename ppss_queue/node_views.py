@@ -1,0 +1,197 @@
+"""The nodes: what each is doing, and what can be wished of it. A node obeys at once, or when it comes."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ppss_queue import scripts
+from ppss_queue.config import closest
+from ppss_queue.connection import Reply
+from ppss_queue.errors import BadInput, UnknownNode
+from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.resp import Argument
+from ppss_queue.scripts import Call
+from ppss_queue.store import Store
+
+
+class NodeState(StrEnum):
+    LIVE = "live"
+    PAUSED = "paused"
+    """Somebody wished that nothing is handed out to it."""
+    QUARANTINED = "quarantined"
+    """Items failed there that succeeded elsewhere, so nothing is handed out to it."""
+    DRAINING = "draining"
+    """All of its workers end what they run, and then themselves."""
+    LOST = "lost"
+    """Its workers have been silent for 30 s; what they held comes back."""
+
+
+QUARANTINED = "quarantined: "
+"""What the reason of such a pause begins with."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeWorker:
+    """A worker that was heard of lately."""
+
+    name: str
+    pid: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node as it was told to be by its workers, which do so each 10 s; `running` is of this moment."""
+
+    name: str
+    state: NodeState
+    reason: str
+    """Why it is paused or quarantined; empty otherwise."""
+    slots: int
+    running: int
+    """Items."""
+    leased: int
+    """Items that it holds, running or not."""
+    rate_per_second: float
+    """Items that ended lately."""
+    silent_seconds: float
+    """Since it was last heard of, by the clock of Redis."""
+    hostname: str
+    version: str
+    load: float | None
+    """Of one minute; None, here and below: it was not told."""
+    cores: int | None
+    memory_bytes: int | None
+    memory_free_bytes: int | None
+    scratch_free_bytes: int | None
+    """Where files are staged."""
+    scratch_limit_bytes: int | None
+    workers: tuple[NodeWorker, ...]
+    """Those that were heard of lately."""
+
+
+class Node:
+    """One node, by name. Each call says something to its workers, which hear it at once.
+
+    All raise UnknownNode where no worker of that name was heard of lately.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self._store = store
+
+    def pause(self, reason: str | None = None) -> None:
+        """It finishes what runs, hands back the rest, and takes nothing until it is resumed, also if started anew.
+
+        `reason`: shown with the node; None: by whom.
+        """
+        self._wish("pause", reason or f"by {_somebody()}")
+
+    def resume(self) -> None:
+        """Lets a paused or quarantined node take items again."""
+        self._wish("resume")
+
+    def set_slots(self, slots: int | None) -> None:
+        """How many items it is to run at once, all its workers together, also if started anew.
+
+        Fewer: as running items end. None: as its workers were started. Raises BadInput for less than 1.
+        """
+        if slots is not None and slots < 1:
+            raise BadInput(f"{slots} slots: a node needs at least one. Pause it to have it run nothing.")
+        self._wish("slots", "" if slots is None else slots)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Its workers of now end when what runs has ended; `now`: they ask that to end, and hand it back."""
+        self._wish("stop", "now" if now else "drain")
+
+    def forget(self) -> None:
+        """Takes a lost node off show, with all that was wished of it. Raises BadInput if it is alive."""
+        if self._wish("forget") == "alive":
+            raise BadInput(f"node '{self.name}' is alive, and would be back at once. Stop it first.")
+
+    def _wish(self, what: str, *value: Argument) -> str:
+        reply = text(
+            scripts.run(self._store.connection, Call(self._store.keys, "wish", (self.name, what, *value)))
+        )
+        if reply == "unknown":
+            known = read_members(self._store.connection.execute("ZRANGE", self._store.keys.nodes, 0, -1))
+            close = closest(self.name, known)
+            hint = f"Did you mean '{close}'?" if close else f"There is {_listed(known)}."
+            raise UnknownNode(f"There is no node '{self.name}'. {hint}")
+        return reply
+
+
+def nodes(store: Store) -> list[NodeView]:
+    """All nodes, by name, in one round trip. Those whose workers died are shown as lost for a day."""
+    now, *rows = as_list(scripts.run(store.connection, Call(store.keys, "nodes")))
+    return sorted((_view(float(text(now)), as_list(row)) for row in rows), key=lambda view: view.name)
+
+
+def _view(now: float, row: Sequence[Reply]) -> NodeView:
+    name, heard, wished, told, *crew = row
+    wishes, facts = _fields(wished), _fields(told)
+    workers, running, leased, rate, stopping = [], 0, 0, 0.0, 0
+    for worker in crew:
+        worker_name, runs, values = as_list(worker)
+        pid, slots, held, pace, stops = read_members(values)
+        workers.append(NodeWorker(text(worker_name), int(pid or 0), int(slots or 0)))
+        running += integer(runs)
+        leased += int(held or 0)
+        rate += float(pace or 0)
+        stopping += stops == "1"
+    reason = wishes.get("paused", "")
+    if not workers:
+        state = NodeState.LOST
+    elif stopping == len(workers):
+        state = NodeState.DRAINING
+    elif reason:
+        state = NodeState.QUARANTINED if reason.startswith(QUARANTINED) else NodeState.PAUSED
+    else:
+        state = NodeState.LIVE
+    return NodeView(
+        name=text(name),
+        state=state,
+        reason=reason.removeprefix(QUARANTINED),
+        slots=sum(worker.slots for worker in workers),
+        running=running,
+        leased=max(leased, running),
+        rate_per_second=rate,
+        silent_seconds=max(now - float(text(heard)), 0.0),
+        hostname=facts.get("hostname", ""),
+        version=facts.get("version", ""),
+        load=float(facts["load"]) if facts.get("load") else None,
+        cores=_number(facts, "cores"),
+        memory_bytes=_number(facts, "memory"),
+        memory_free_bytes=_number(facts, "memory_free"),
+        scratch_free_bytes=_number(facts, "scratch_free"),
+        scratch_limit_bytes=_number(facts, "scratch_limit"),
+        workers=tuple(sorted(workers, key=lambda worker: worker.name)),
+    )
+
+
+def _fields(flat: Reply) -> Mapping[str, str]:
+    values = read_members(flat)
+    return dict(zip(values[::2], values[1::2], strict=True))
+
+
+def _number(facts: Mapping[str, str], name: str) -> int | None:
+    return int(facts[name]) if facts.get(name) else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "none: start a worker"
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+
+
+def _somebody() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without an entry
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
