@@ -26,7 +26,7 @@ from ppss_worker.process import Child, Exit, SpawnFailed
 from ppss_worker.publishing import OutputRefused
 from ppss_worker.running import ItemRefused, Running, Scratch, Workplace
 from ppss_worker.runs import ActiveRun
-from ppss_worker.staging import is_full
+from ppss_worker.staging import no_room
 
 KEPT_BYTES = 4096
 """Output of an item that is kept in Redis."""
@@ -181,9 +181,8 @@ class Attempts:
             self._deliveries.deliver(running, outcome)
         elif running.stopped == "released":
             self._release(running, outcome)
-        elif running.scratch is not None and is_full(running.scratch.base):
-            full = f"the disk of '{running.scratch.base}' is full. Free space, then go on."
-            self._not_published(running, outcome, MachineFailed(full))
+        elif running.scratch is not None and (reason := no_room(running.scratch.base)):
+            self._not_published(running, outcome, MachineFailed(f"{reason}. Free space, then go on."))
         else:
             self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
         return None if running.vacated else running.slot

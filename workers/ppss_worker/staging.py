@@ -19,6 +19,8 @@ from ppss_queue.errors import BadInput, PpssError
 from ppss_worker.publishing import MACHINE_ERRORS, SCRATCH, Attempt, OutputRefused, machine_failed
 from ppss_worker.trees import remove_tree
 
+_PROBE_BYTES = 64 * 1024
+
 
 class Staging:
     """Scratch and outputs of one run on this machine."""
@@ -111,13 +113,22 @@ def below_output(subdirectory: str) -> str:
     return "/".join(parts)
 
 
-def is_full(directory: str) -> bool:
-    """Whether the disk that it is on has no room, or no files, left."""
+def no_room(directory: str) -> str | None:
+    """Why nothing more can be written there, as the beginning of a sentence; None if something can, or who knows.
+
+    Found out by writing: no look at a disk tells of a quota.
+    """
+    import tempfile  # few commands fail
+
     try:
-        disk = os.statvfs(directory)
-    except OSError:
-        return False
-    return disk.f_bavail == 0 or (disk.f_files > 0 and disk.f_favail == 0)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return f"the disk of '{directory}' is full"
+        if error.errno == errno.EDQUOT:
+            return f"the quota on the disk of '{directory}' is used up"
+    return None
 
 
 def exists(output: str, subdirectory: str, name: str) -> bool:

@@ -287,4 +287,5 @@ def explaining(sftp: Sftp, output: str) -> Iterator[None]:
     except Unexplained as error:
         if number := sftp.disk_trouble(output):
             raise OSError(number, os.strerror(number), error.filename) from None
-        raise
+        reason = f"{error.strerror}; a quota may be used up"  # the one cause that SFTP can't be asked about
+        raise Unexplained(error.errno, reason, error.filename) from None
