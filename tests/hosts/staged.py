@@ -17,9 +17,12 @@ from helpers import wait_until
 from hosts.lab import Host, Lab
 from hosts.watcher import Watcher
 
+from ppss_queue.server_binary import binary
+
 SECONDS = 60.0
 """For whatever a test waits for: far more than it takes, on a machine that does much else."""
 _TERMINATED = 128 + 15
+_REDIS = "redis://127.0.0.1:6379"
 _STATES = ("ready", "leased", "delayed", "succeeded", "failed", "cancelled")
 _COMMAND = """
 printf '%s %s\\n' "${ITEM##*/}" "$PPSS_NODE" >> SHARE/begun
@@ -36,15 +39,14 @@ def content(name: str, size: int) -> bytes:
 class Worker:
     """`ppss worker` on a node."""
 
-    def __init__(self, lab: Lab, host: Host, number: int, options: tuple[str, ...], scratch: Path) -> None:
+    def __init__(self, host: Host, number: int, url: str, options: tuple[str, ...], scratch: Path) -> None:
         self.host = host
         self.scratch = scratch
         self._ends_by_itself = "--burst" in options
-        self._said = lab.share / f"said.{number}"
-        self._pid = lab.share / f"pid.{number}"
+        self._said = host.lab.share / f"said.{number}"
+        self._pid = host.lab.share / f"pid.{number}"
         script = 'echo $$ > "$0.new" && mv "$0.new" "$0" && exec 2> "$1" && shift && exec ppss worker "$@"'
-        url = [] if host is lab.master else ["--url", "ssh://master"]
-        words = [*url, "--scratch", str(scratch), *options]
+        words = [*(["--url", url] if url else []), "--scratch", str(scratch), *options]
         self.process = host.popen(["sh", "-c", script, str(self._pid), str(self._said), *words])
 
     @property
@@ -88,8 +90,15 @@ class Staged:
     """
 
     def __init__(
-        self, lab: Lab, sizes: Mapping[str, int], *options: str, output: str = "", command: str = _COMMAND
+        self,
+        lab: Lab,
+        sizes: Mapping[str, int],
+        *options: str,
+        output: str = "",
+        command: str = _COMMAND,
+        way: str = "gate",
     ) -> None:
+        """`way`: how files go, "gate", or "sftp" as for a master without PPSS, whose Redis has a port."""
         self.lab = lab
         self.master = lab.master
         self.sizes = dict(sizes)
@@ -99,8 +108,8 @@ class Staged:
         for name, size in sizes.items():
             (self.source / name).write_bytes(content(name, size))
         names = "".join(f"{self.source / name}\n" for name in sizes)
+        self._url = _start_redis(lab.master) if way == "sftp" else ""
         words = [
-            "ppss",
             "enqueue",
             "--files",
             "-f",
@@ -112,7 +121,7 @@ class Staged:
             str(self.out),
         ]
         words += [*options, "-c", command.replace("SHARE", str(lab.share))]
-        self.run = self.master.run(words, stdin=names).stdout.strip()
+        self.run = self._ppss(*words, stdin=names).stdout.strip()
         self.workers: list[Worker] = []
         self._hashes = {
             hashlib.sha256(f"{node.name}\n".encode() + content(name, size)).hexdigest(): (name, node.name)
@@ -124,7 +133,8 @@ class Staged:
         """Starts one, which has a single slot unless the options say otherwise."""
         scratch = scratch or self.lab.share / f"scratch.{host.name}"
         number = len(list(self.lab.share.glob("said.*"))) + len(self.workers)
-        worker = Worker(self.lab, host, number, ("-p", "1", *options), scratch)
+        url = self._url if host is self.master else f"ssh://master/{self._url}".removesuffix("/")
+        worker = Worker(host, number, url, ("-p", "1", *options), scratch)
         self.workers.append(worker)
         return worker
 
@@ -179,19 +189,26 @@ class Staged:
 
     def counts(self) -> dict[str, int]:
         """States with the number of items in them; they sum up."""
-        status = json.loads(self.master.run(["ppss", "status", self.run, "--json"]).stdout)
+        status = json.loads(self._ppss("status", self.run, "--json").stdout)
         assert sum(status[name] for name in _STATES) == status["total"] == len(self.sizes), status
         return {name: status[name] for name in _STATES if status[name]}
 
     def reasons(self) -> str:
-        return self.master.run(["ppss", "items", self.run, "--state", "failed"]).stdout
+        return self._ppss("items", self.run, "--state", "failed").stdout
+
+    def _ppss(
+        self, *words: str, stdin: str = "", check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """A verb on the master."""
+        env = {"PPSS_URL": self._url} if self._url else None
+        return self.master.run(["ppss", *words], stdin=stdin, env=env, check=check, timeout_seconds=SECONDS)
 
     # The end
 
     def wait(self) -> None:
         """Until all items have ended."""
         try:
-            self.master.run(["ppss", "wait", self.run], check=False, timeout_seconds=SECONDS)
+            self._ppss("wait", self.run, check=False)
         except subprocess.TimeoutExpired:
             said = "\n".join(f"{worker.host.name}: {worker.said}" for worker in self.workers)
             raise AssertionError(f"the run does not end: {self.counts()}\n{said}") from None
@@ -228,6 +245,18 @@ class Staged:
     def watch(self) -> Watcher:
         """Looks all the time whether something that is not whole has a final name."""
         return Watcher(self.out, self._hashes)
+
+
+def _start_redis(master: Host) -> str:
+    """Starts one of which PPSS there knows nothing, unless it runs; its address on the master."""
+
+    def answers() -> bool:
+        return not master.run(["ppss", "status", "--url", _REDIS], check=False).returncode
+
+    if not answers():
+        master.popen([str(binary()), "--port", "6379", "--bind", "127.0.0.1", "--save", ""])
+        wait_until(answers, "Redis answers", SECONDS)
+    return _REDIS
 
 
 def _sizes(directory: Path, pattern: str) -> list[int]:

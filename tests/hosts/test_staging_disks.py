@@ -84,17 +84,17 @@ _TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", _TROUBLES)
-def test_outputs_wait_on_the_node_until_the_master_can_take_them(lab: Lab, trouble: str) -> None:
+@pytest.mark.parametrize(("trouble", "way"), [*((trouble, "gate") for trouble in _TROUBLES), ("full", "sftp")])
+def test_outputs_wait_on_the_node_until_the_master_can_take_them(lab: Lab, trouble: str, way: str) -> None:
     """No command is run again for that, and outputs of another run are not held up."""
     n1, master = lab["n1"], lab.master
     make, sentence, mend = _TROUBLES[trouble]
-    staged = Staged(lab, {"a": 600_000, "b": 500_000})
+    staged = Staged(lab, {"a": 600_000, "b": 500_000}, way=way)
     script = make.replace("OUT", str(staged.out))
     master.run(["sh", "-c", f"mkdir {staged.out} && chown ppss {staged.out} && {script}"], user="root")
     worker = staged.worker(n1, "-p", "2")
     worker.says(sentence)
-    other = Staged(lab, {"c": 1_000}, output=f"{lab.share}/other")
+    other = Staged(lab, {"c": 1_000}, output=f"{lab.share}/other", way=way)
     other.wait()
     assert staged.counts() == {"leased": 2}
     master.run(["sh", "-c", mend.replace("OUT", str(staged.out))], user="root")

@@ -25,14 +25,20 @@ def _limited(host: Host, directory: str, limit: str) -> None:
     host.run(["sh", "-c", _MOUNT, "sh", directory, limit], user="root")
 
 
-def test_outputs_wait_on_the_node_until_the_quota_on_the_master_is_raised(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("way", "sentence"),
+    [("gate", "Disk quota exceeded. Mend"), ("sftp", "'failure' and no more; a quota may be used up. Mend")],
+)
+def test_outputs_wait_on_the_node_until_the_quota_on_the_master_is_raised(
+    lab: Lab, way: str, sentence: str
+) -> None:
     """No command is run again for that, and outputs of another run are not held up."""
     n1, master = lab["n1"], lab.master
-    staged = Staged(lab, {"a": 2_000_000, "b": 1_900_000})
+    staged = Staged(lab, {"a": 2_000_000, "b": 1_900_000}, way=way)
     _limited(master, str(staged.out), "3M")
     worker = staged.worker(n1, "-p", "2")
-    worker.says("Disk quota exceeded. Mend that and go on. Outputs of run")
-    other = Staged(lab, {"c": 1_000}, output=f"{lab.share}/other")
+    worker.says(f"{sentence} that and go on. Outputs of run {staged.run} wait on this node until then.")
+    other = Staged(lab, {"c": 1_000}, output=f"{lab.share}/other", way=way)
     other.wait()
     assert staged.counts().get("leased", 0) >= 1
     master.run(["btrfs", "qgroup", "limit", "none", str(staged.out)], user="root")
