@@ -21,6 +21,10 @@ from ppss_queue.server_binary import binary
 
 SECONDS = 60.0
 """For whatever a test waits for: far more than it takes, on a machine that does much else."""
+BIG = {"gate": 800_000, "sftp": 2_400_000}
+"""By the way that files go: bytes of which a part can be met on its way home. SFTP begins with a whole MiB."""
+SLOW = {"gate": ("--bwlimit", "500k"), "sftp": ("--bwlimit", "1500k")}
+"""Options of a worker that takes some seconds for so much."""
 _TERMINATED = 128 + 15
 _REDIS = "redis://127.0.0.1:6379"
 _STATES = ("ready", "leased", "delayed", "succeeded", "failed", "cancelled")
@@ -254,7 +258,7 @@ def _start_redis(master: Host) -> str:
         return not master.run(["ppss", "status", "--url", _REDIS], check=False).returncode
 
     if not answers():
-        master.popen([str(binary()), "--port", "6379", "--bind", "127.0.0.1", "--save", ""])
+        master.popen([str(binary()), "--port", "6379", "--bind", "127.0.0.1", "--appendonly", "yes"])
         wait_until(answers, "Redis answers", SECONDS)
     return _REDIS
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from helpers import wait_until
 from hosts.lab import Lab
-from hosts.staged import SECONDS, Staged
-
-SLOW = ("--bwlimit", "500k")
+from hosts.staged import BIG, SECONDS, SLOW, Staged
 
 
-def test_a_line_that_is_cut_for_a_while_costs_no_command(lab: Lab) -> None:
+
+@pytest.mark.parametrize("way", ["gate", "sftp"])
+def test_a_line_that_is_cut_for_a_while_costs_no_command(lab: Lab, way: str) -> None:
     """One output is on its way home, and the next input on its way to the node."""
     n1 = lab["n1"]
-    staged = Staged(lab, {"a": 800_000, "b": 800_000, "c": 800_000})
+    staged = Staged(lab, dict.fromkeys("abc", BIG[way]), way=way)
     with staged.watch():
-        worker = staged.worker(n1, *SLOW)
+        worker = staged.worker(n1, *SLOW[way])
         staged.is_going_home("a")
         n1.cut()
         time.sleep(6)  # this is the fault
@@ -30,7 +31,7 @@ def test_another_node_takes_over_from_one_that_is_cut_off_for_long(lab: Lab) -> 
     n1, n2 = lab["n1"], lab["n2"]
     staged = Staged(lab, {"a": 800_000, "b": 800_000, "c": 800_000}, "--visibility", "2s")
     with staged.watch():
-        worker = staged.worker(n1, *SLOW)
+        worker = staged.worker(n1, *SLOW["gate"])
         staged.is_going_home("a")
         n1.cut()
         staged.worker(n2)
@@ -40,12 +41,13 @@ def test_another_node_takes_over_from_one_that_is_cut_off_for_long(lab: Lab) -> 
         assert staged.finish() == dict.fromkeys("abc", "n2")
 
 
-def test_workers_that_are_cut_off_for_good_end_when_told_to(lab: Lab) -> None:
+@pytest.mark.parametrize("way", ["gate", pytest.param("sftp", marks=pytest.mark.chaos)])
+def test_workers_that_are_cut_off_for_good_end_when_told_to(lab: Lab, way: str) -> None:
     """One has outputs under way and is to end when these are home; the other is told to end now."""
     n1, n2 = lab["n1"], lab["n2"]
-    staged = Staged(lab, dict.fromkeys("abcd", 800_000), "--visibility", "2s")
+    staged = Staged(lab, dict.fromkeys("abcd", BIG[way]), "--visibility", "2s", way=way)
     with staged.watch():
-        drained = staged.worker(n1, *SLOW)
+        drained = staged.worker(n1, *SLOW[way])
         staged.is_going_home("a")
         staged.hold(n2, *"abcd")
         stopped = staged.worker(n2)

@@ -54,7 +54,7 @@ class FileLine:
         try:
             channel.sendall(data)
         except Exception as error:  # OSError, EOFError, and what SSH has of its own
-            raise ConnectFailed(f"the connection for files was lost ({error or 'closed'}).") from None
+            raise _lost(error) from None
 
     def read(self) -> tuple[Header, bytes]:
         """The next message. Raises ServiceFailed."""
@@ -79,7 +79,12 @@ class FileLine:
         try:
             return channel.recv(max(count, _RECEIVE_BYTES))
         except Exception as error:  # as in `send`
-            raise ConnectFailed(f"the connection for files was lost ({error or 'closed'}).") from None
+            raise _lost(error) from None
+
+
+def _lost(error: Exception) -> ConnectFailed:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "closed"
+    return ConnectFailed(f"the connection for files was lost ({reason}).")
 
 
 class Backoff:
