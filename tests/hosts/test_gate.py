@@ -105,6 +105,18 @@ def test_sshd_ends_the_gates_of_a_node_without_power_if_it_is_set_to_ask(lab: La
     wait_until(lambda: not pids(lab.master, _GATE), "no gate is left", 30)
 
 
+def test_the_gates_of_a_node_that_never_comes_back_end_by_themselves(lab: Lab) -> None:
+    """They say something now and then, so TCP gives up: here after seconds, usually after a quarter of an hour."""
+    lab.master.run(["sh", "-c", "echo 2 > /proc/sys/net/ipv4/tcp_retries2"], user="root")
+    run = enqueue(lab.master, 1, ": {}; sleep 100", "--visibility", "2s")
+    _worker(lab["n1"])
+    wait_until(lambda: '"leased": 1' in ppss(lab.master, "status", run, "--json").out, "it works")
+    lab["n1"].kill()
+    assert len(pids(lab.master, _GATE)) >= 4
+    left = "while pgrep -f '[p]pss gate|^sshd: [p]pss'; do sleep 0.5; done"
+    lab.master.run(["sh", "-c", left], user="root", timeout_seconds=90)
+
+
 def test_a_gate_at_rest_costs_no_time(lab: Lab) -> None:
     _worker(lab["n1"])
     time.sleep(1)
