@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,7 @@ BIG = {"gate": 800_000, "sftp": 2_400_000}
 """By the way that files go: bytes of which a part can be met on its way home. SFTP begins with a whole MiB."""
 SLOW = {"gate": ("--bwlimit", "500k"), "sftp": ("--bwlimit", "1500k")}
 """Options of a worker that takes some seconds for so much."""
+_COMPANION_BYTES = 1_000
 _TERMINATED = 128 + 15
 _REDIS = "redis://127.0.0.1:6379"
 _STATES = ("ready", "leased", "delayed", "succeeded", "failed", "cancelled")
@@ -38,6 +39,12 @@ for _ in $(seq 1200); do [ -e "SHARE/hold.$PPSS_NODE.${ITEM##*/}" ] || break; sl
 def content(name: str, size: int) -> bytes:
     """The bytes of an input, which no other one has."""
     return hashlib.shake_256(name.encode()).digest(size)
+
+
+def part_of(name: str) -> str:
+    """The second output of an item with a companion, in a directory that it shares with others."""
+    directory, _, base = name.rpartition("/")
+    return f"{directory}/parts/deep/{base}".removeprefix("/")
 
 
 class Worker:
@@ -101,15 +108,19 @@ class Staged:
         output: str = "",
         command: str = _COMMAND,
         way: str = "gate",
+        companions: Collection[str] = (),
     ) -> None:
-        """`way`: how files go, "gate", or "sftp" as for a master without PPSS, whose Redis has a port."""
+        """`way`: how files go, "gate", or "sftp" as for a master without PPSS, whose Redis has a port.
+        `companions`: items of which a second file `{}.xmp` belongs to, from which the command makes `part_of`.
+        """
         self.lab = lab
         self.master = lab.master
         self.sizes = dict(sizes)
         self.source = lab.share / "in"
         self.out = Path(output) if output else lab.share / "out"
-        self.source.mkdir(exist_ok=True)
-        for name, size in sizes.items():
+        self._companions = companions
+        for name, size in (*sizes.items(), *((f"{name}.xmp", _COMPANION_BYTES) for name in companions)):
+            (self.source / name).parent.mkdir(parents=True, exist_ok=True)
             (self.source / name).write_bytes(content(name, size))
         names = "".join(f"{self.source / name}\n" for name in sizes)
         self._url = _start_redis(lab.master) if way == "sftp" else ""
@@ -124,14 +135,22 @@ class Staged:
             "-o",
             str(self.out),
         ]
+        words += ["--also", "{}.xmp"] if companions else []
         words += [*options, "-c", command.replace("SHARE", str(lab.share))]
         self.run = self._ppss(*words, stdin=names).stdout.strip()
         self.workers: list[Worker] = []
         self._hashes = {
-            hashlib.sha256(f"{node.name}\n".encode() + content(name, size)).hexdigest(): (name, node.name)
-            for name, size in self.sizes.items()
+            hashlib.sha256(f"{node.name}\n".encode() + data).hexdigest(): (name, node.name)
+            for name, data in self._outputs()
             for node in lab.hosts.values()
         }
+
+    def _outputs(self) -> Iterator[tuple[str, bytes]]:
+        """Names of all outputs, and what follows the name of the node in each."""
+        for name, size in self.sizes.items():
+            yield name, content(name, size)
+        for name in self._companions:
+            yield part_of(name), content(f"{name}.xmp", _COMPANION_BYTES)
 
     def worker(self, host: Host, *options: str, scratch: Path | None = None) -> Worker:
         """Starts one, which has a single slot unless the options say otherwise."""
@@ -232,11 +251,14 @@ class Staged:
         found = self._output_hashes()
         wrong = {name for name, digest in found.items() if self._hashes.get(digest, ("", ""))[0] != name}
         assert not wrong, wrong
-        assert len(found) == len(self.sizes) - missing, found.keys()
+        assert len(found) == len(self.sizes) + len(self._companions) - missing, found.keys()
+        nodes = {name: self._hashes[digest][1] for name, digest in found.items()}
+        mixed = [name for name in self._companions if nodes[name] != nodes[part_of(name)]]
+        assert not mixed, f"outputs of two attempts: {mixed}"
         for worker in self.workers:
             left = _left_in(worker.scratch)
             assert not left, (left, worker.said)
-        return {name: self._hashes[digest][1] for name, digest in found.items()}
+        return nodes
 
     def _output_hashes(self) -> dict[str, str]:
         """Of all files that are there, those of scratches too, made by one command."""

@@ -14,6 +14,9 @@ _COMMAND = """
 sleep "0.$((RANDOM % 3))"
 [ "$(cat tool)" = shared ] || exit 9
 { printf '%s\\n' "$PPSS_NODE"; cat "$ITEM"; } > "$OUTPUT_DIR/$OUTPUT_FILE"
+[ -e "$ITEM.xmp" ] || exit 0
+mkdir -p "$OUTPUT_DIR/parts/deep"
+{ printf '%s\\n' "$PPSS_NODE"; cat "$ITEM.xmp"; } > "$OUTPUT_DIR/parts/deep/$OUTPUT_FILE"
 """
 
 
@@ -29,10 +32,12 @@ def test_a_minute_of_faults_loses_and_breaks_nothing(lab: Lab) -> None:
 def _break(lab: Lab, seed: int, *, files: int, seconds: float) -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
-    sizes = {f"{number}": chance.choice((50, 500, 5_000, 50_000, 300_000)) for number in range(files)}
+    names = [chance.choice(("", "", "d/", "d/e/", "f/g/h/i/")) + str(number) for number in range(files)]
+    sizes = {name: chance.choice((50, 500, 5_000, 50_000, 300_000)) for name in names}
+    companions = [name for name in names if chance.random() < 0.3]
     lab.master.write("tool", "shared")
     rules = ["--visibility", "2s", "--max-lost", "1000", "--verify", "--with", "tool"]
-    staged = Staged(lab, sizes, *rules, command=_COMMAND)
+    staged = Staged(lab, sizes, *rules, command=_COMMAND, companions=companions)
     faults = Faults(lab, staged, chance)
     with staged.watch():
         until = time.monotonic() + seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -36,11 +36,7 @@ class Watcher(threading.Thread):
         self._look()
 
     def _look(self) -> None:
-        try:
-            names = [name for name in os.listdir(self._out) if name != ".ppss"]
-        except FileNotFoundError:
-            return
-        for name in names:
+        for name in self._names():
             try:
                 with open(self._out / name, "rb") as file:
                     facts = os.fstat(file.fileno())
@@ -53,3 +49,11 @@ class Watcher(threading.Thread):
             self._seen[name] = fingerprint
             if self._hashes.get(digest, ("", ""))[0] != name:
                 self.wrong.append(f"{name}: {facts.st_size:,} bytes")
+
+    def _names(self) -> Iterator[str]:
+        """Of all files but those in scratches, relative to the output directory."""
+        for directory, directories, files in os.walk(self._out):
+            if ".ppss" in directories:
+                directories.remove(".ppss")
+            below = os.path.relpath(directory, self._out)
+            yield from (os.path.normpath(os.path.join(below, name)) for name in files)
