@@ -10,7 +10,6 @@ from hosts.lab import Lab
 from hosts.staged import BIG, SECONDS, SLOW, Staged
 
 
-
 @pytest.mark.parametrize("way", ["gate", "sftp"])
 def test_a_line_that_is_cut_for_a_while_costs_no_command(lab: Lab, way: str) -> None:
     """One output is on its way home, and the next input on its way to the node."""
