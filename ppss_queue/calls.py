@@ -9,6 +9,7 @@ from ppss_queue.connection import Reply
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
 from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
+from ppss_queue.resources import NOTHING, Resources
 from ppss_queue.resp import Argument
 from ppss_queue.rq_form import kept_output
 from ppss_queue.scripts import Call
@@ -31,6 +32,8 @@ class Claimed:
     suspended: bool
     newer_run: str | None
     """A run that was made by a newer PPSS."""
+    waiting: Mapping[str, Resources]
+    """Runs that have items for which there is not room enough, with what an item needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,17 @@ class Calls:
         has_command: bool = False,
         runs: Sequence[str] = (),
         without: Iterable[str] = (),
+        free: Resources = NOTHING,
+        kept_for: str = "",
     ) -> Call:
         """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs) but `without`.
 
-        `has_command`: the worker can run items of runs that have no command.
+        `has_command`: the worker can run items of runs that have no command. `free`: there is room for items that
+        need so much; `kept_for`: of this, what an item of that run needs is for that run alone.
         """
         fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
-        return Call(self._keys, "claim", (*fixed, *runs, *(f"-{run}" for run in without)))
+        room = (free.gpus, free.cpus, free.memory_bytes, kept_for)
+        return Call(self._keys, "claim", (*fixed, *room, *runs, *(f"-{run}" for run in without)))
 
     def begin(self, lease: Lease) -> Sequence[Argument]:
         """To be sent just before an item begins to run: from here its attempt counts, should the worker die.
@@ -147,7 +154,7 @@ def read_claim(reply: Reply) -> Claimed:
     parts = as_list(reply)
     leases: list[Lease] = []
     visibility: dict[str, float] = {}
-    for batch in parts[3:]:
+    for batch in parts[4:]:
         values = [text(value) for value in as_list(batch)]
         run, token = values[0], values[1]
         visibility[run] = float(values[2])
@@ -156,6 +163,7 @@ def read_claim(reply: Reply) -> Claimed:
             item = Item(seq_of_job(job), exact or description, int(root or 0))
             leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
     wake, open_runs = text(parts[0]), integer(parts[1])
+    waiting = read_members(parts[3])
     return Claimed(
         leases=tuple(leases),
         visibility_seconds=visibility,
@@ -163,6 +171,7 @@ def read_claim(reply: Reply) -> Claimed:
         open_runs=max(open_runs, 0),
         suspended=open_runs < 0,
         newer_run=text(parts[2]) or None,
+        waiting=dict(zip(waiting[::2], map(Resources.decode, waiting[1::2]), strict=True)),
     )
 
 

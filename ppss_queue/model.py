@@ -13,9 +13,10 @@ from enum import StrEnum
 from functools import cached_property
 
 from ppss_queue.errors import BadInput, NewerVersion
+from ppss_queue.resources import NOTHING, Resources
 
-RUN_VERSION = 1
-"""Version of the run format that this PPSS writes, and the highest that it can run."""
+RUN_VERSION = 2
+"""The highest version of a run that this PPSS can run; `RunSpec.version` is what it writes."""
 
 ITEM_BYTES_MAX = 128 * 1024 - 16
 """Longest item: Linux passes at most 128 KiB in one argument or `NAME=value` (MAX_ARG_STRLEN)."""
@@ -167,10 +168,20 @@ class RunSpec:
     priority: int = 1
     keep_seconds: float = 7 * 24 * 3600.0
     """How long the run is remembered after it ended."""
+    needs: Resources = NOTHING
+    """Of each item, on the node that runs it."""
+
+    @property
+    def version(self) -> int:
+        """2 if a worker must know what items need, which those of version 1 do not."""
+        return 2 if self.needs else 1
 
     def to_json(self) -> str:
-        """One line of ASCII."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        """One line of ASCII, which a PPSS that knows the run's version can read."""
+        values = asdict(self)
+        if not self.needs:
+            del values["needs"]
+        return json.dumps(values, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunSpec:
@@ -193,6 +204,7 @@ class RunSpec:
         )
         if values["halt"] is not None:
             values["halt"] = Halt(**values["halt"])
+        values["needs"] = Resources(**values.get("needs", {}))
         return cls(**values)
 
     @property

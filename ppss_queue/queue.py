@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from ppss_queue.errors import BadInput, OutOfMemory, PpssError
 from ppss_queue.keys import Keys
 from ppss_queue.model import Halt, RetryRule, RunSpec
 from ppss_queue.replies import read_members
+from ppss_queue.resources import Resources
 from ppss_queue.run import Run
 from ppss_queue.server_info import check_server
 from ppss_queue.store import Counts, Store
@@ -110,6 +111,9 @@ class Queue:
         priority: int = 1,
         keep_output: bool = False,
         stage: bool = False,
+        gpus: int = 0,
+        cpus: int = 0,
+        memory_bytes: int = 0,
     ) -> Run:
         """Makes a run of `items` and opens it: workers take them from now on.
 
@@ -117,7 +121,8 @@ class Queue:
         `command`: a text for bash, words to execute, or "python:package.module:function", called with each
         item; None: workers bring their own. `$ITEM` and the `{}` strings work as on the command line.
         `output`: the directory in which outputs appear. `stage`: nodes that reach this machine by SSH fetch files and
-        bring outputs home. `halt`: "now,fail=3" or "soon,fail=10%".
+        bring outputs home. `halt`: "now,fail=3" or "soon,fail=10%". `gpus`, `cpus`, `memory_bytes`: what each item
+        needs of its node.
         Raises BadInput, ServiceFailed; the run does not exist then.
         """
         from ppss_queue.sources import texts
@@ -137,6 +142,7 @@ class Queue:
             keep_output=keep_output,
             stage=stage,
             name=name,
+            needs=Resources(gpus, cpus, memory_bytes),
         )
         check(spec)
         return self.make_run(spec, texts(items))
@@ -195,7 +201,8 @@ class Queue:
             flat = read_members(reply)
             facts = dict(zip(flat[::2], flat[1::2], strict=True))
             if "node" in facts:
-                views.append(WorkerView(key.rpartition(":")[2], facts["node"], int(facts["slots"])))
+                offer = Resources(*(int(facts.get(name, 0)) for name in ("gpus", "cpus", "memory_bytes")))
+                views.append(WorkerView(key.rpartition(":")[2], facts["node"], int(facts["slots"]), offer))
         return sorted(views, key=lambda view: view.name)
 
     def _create(self, spec: RunSpec) -> str:
@@ -226,6 +233,8 @@ class WorkerView:
     name: str
     node: str
     slots: int
+    offer: Resources
+    """All that it has for items that say what they need."""
 
 
 def check(spec: RunSpec) -> None:
@@ -260,6 +269,9 @@ def _check_rules(spec: RunSpec) -> None:
     ):
         if value is not None and not value >= least:  # nan is not `<` either
             raise BadInput(f"{name} is {value}, but must be at least {least}.")
+    for name, value in asdict(spec.needs).items():
+        if not isinstance(value, int) or value < 0:
+            raise BadInput(f"{name} is {value!r}, but must be a whole number from 0 up.")
     for code in (*spec.retry.on, *spec.retry.not_on):
         if not 0 <= code <= 255:
             raise BadInput(f"{code} is no exit code: these go from 0 to 255.")

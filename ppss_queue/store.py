@@ -13,7 +13,7 @@ from ppss_queue import scripts
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ForeignData, NewerVersion, PpssError, UnknownRun
 from ppss_queue.keys import SCHEMA_VERSION, Keys
-from ppss_queue.model import RUN_VERSION, RunSpec, RunState, job_id
+from ppss_queue.model import RunSpec, RunState, job_id
 from ppss_queue.replies import as_list, integer, read_members, text
 from ppss_queue.resp import Argument
 from ppss_queue.rq_form import RQ_DATA
@@ -108,9 +108,9 @@ class Store:
         rule = f"{'now' if halt.now else 'soon'}:{halt.count}:{halt.percent:f}" if halt else ""
         reply = text(
             self._call(
-                "create", run, SCHEMA_VERSION, RUN_VERSION, spec.to_json(), spec.name or "", spec.priority,
+                "create", run, SCHEMA_VERSION, spec.version, spec.to_json(), spec.name or "", spec.priority,
                 spec.visibility_seconds, spec.max_lost, spec.retry.retries, rule, spec.keep_seconds, FILLING_SECONDS,
-                int(spec.command is None),
+                int(spec.command is None), spec.needs.encode(),
             )
         )  # fmt: skip
         if reply.startswith("named "):

@@ -11,7 +11,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = [
     ["errors"],
-    ["units", "keys", "model", "replacements", "config", "globs", "notes", "spool", "server_place"],
+    [
+        "units",
+        "resources",
+        "keys",
+        "model",
+        "replacements",
+        "config",
+        "globs",
+        "notes",
+        "spool",
+        "server_place",
+    ],
     ["shell_words", "replaced_text", "program_text", "evaluated_text", "shell_lexer", "unaware_text"],
     ["address", "failures", "dial", "ssh", "resp", "lists", "walk", "server_binary"],
     ["quoting", "command", "server", "sources", "connection", "server_info"],

@@ -10,7 +10,8 @@ import click
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue, state_directory
 from ppss_queue.cli.options import Duration, option, url_option
-from ppss_queue.cli.say import no_worker, say, typed, warn
+from ppss_queue.cli.say import say, typed, warn
+from ppss_queue.cli.serving import unserved
 from ppss_queue.errors import BadInput, ExitCode, ServiceFailed
 from ppss_queue.model import ItemView, RunState, State
 from ppss_queue.units import format_count, format_duration, listed, plural, printable
@@ -35,12 +36,12 @@ def _say_what_is_awaited(queue: Queue, run: Run) -> None:
         worker = typed(f"worker --run {run.id} -c COMMAND")
         warn(f"run {run.id} has no command: its items wait for a worker that has one: {worker}")
     else:
-        _warn_without_worker(queue)
+        _warn_if_unserved(queue, run)
 
 
-def _warn_without_worker(queue: Queue) -> None:
-    if not queue.workers():
-        warn(no_worker())
+def _warn_if_unserved(queue: Queue, run: Run) -> None:
+    if why := unserved(queue.workers(), run.status().spec):
+        warn(why)
 
 
 @click.command(
@@ -110,7 +111,7 @@ def retry_verb(run: str, items: tuple[str, ...], url: str | None) -> int:
         count = found.retry(*(f"#{seq}" for seq in seqs))
         say(f"run {found.id}: {plural(count, 'item')} ready again{_not_failed(others)}")
         if count:
-            _warn_without_worker(queue)
+            _warn_if_unserved(queue, found)
     return ExitCode.OK
 
 
@@ -144,7 +145,7 @@ def resume_verb(run: str, url: str | None) -> int:
         found = queue.run(run)
         found.resume()
         say(f"run {found.id} goes on: {plural(found.status().left, 'item')} left")
-        _warn_without_worker(queue)
+        _warn_if_unserved(queue, found)
     return ExitCode.OK
 
 

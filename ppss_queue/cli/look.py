@@ -16,12 +16,14 @@ from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say, typed, warn
+from ppss_queue.cli.serving import unserved
 from ppss_queue.cli.table import cut, table
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
 from ppss_queue.units import format_count, format_duration, format_rate, printable, shorten
 
 if TYPE_CHECKING:
+    from ppss_queue.queue import Queue
     from ppss_queue.store import Counts
 
 _WATCH_SECONDS = 1.0
@@ -56,6 +58,7 @@ def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) ->
                 lines = [json.dumps(status_object(counts)) for counts in runs]
             else:
                 lines = _status_lines(runs, one=run is not None)
+                lines += _unserved_lines(queue, runs)
                 lines += ["RQ is suspended, so nothing is handed out. Go on: rq resume"] if suspended else []
             if watch and not as_json and sys.stdout.isatty():
                 print(_picture(lines, runs), end="")
@@ -98,6 +101,19 @@ def _status_lines(runs: list[Counts], *, one: bool) -> list[str]:
                 "they come back with the next claim."
             )
     return lines
+
+
+def _unserved_lines(queue: Queue, runs: list[Counts]) -> list[str]:
+    """For runs whose items need more than any of the workers has that are there."""
+    waiting = [
+        counts
+        for counts in runs
+        if counts.spec.needs and counts.state is RunState.OPEN and not counts.running
+    ]
+    workers = queue.workers() if waiting else ()
+    return [
+        f"{counts.run}: {why}" for counts in waiting if workers and (why := unserved(workers, counts.spec))
+    ]
 
 
 def _row(counts: Counts) -> tuple[str, ...]:

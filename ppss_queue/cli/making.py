@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from ppss_queue.cli.completing import complete_directories, complete_files
-from ppss_queue.cli.options import Bytes, Duration, NodeName, Number, Slots, option
+from ppss_queue.cli.options import Bytes, Duration, Gpus, NodeName, Number, Slots, option
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -82,6 +82,10 @@ RULE_OPTIONS = (
     _rule("--no-retry-on", metavar="CODES", help="Do not retry these exit codes."),
     _rule("--halt", metavar="RULE", help="Halt the run at so many failures: now,fail=1 or soon,fail=10%."),
     _rule("--priority", type=Number(1, 1000), default=1, metavar="N", help="Share of the workers among runs.  [1]"),
+    _rule("--gpus", type=Number(0), default=0, metavar="N",
+          help="Each item needs N GPUs of its own, named in $CUDA_VISIBLE_DEVICES.  [0]"),
+    _rule("--cpus", type=Number(1), metavar="N", help="Each item needs N cores of its node, beside its slot."),
+    _rule("--mem", type=Bytes(), metavar="SIZE", help="Each item needs so much memory of its node, such as 8G."),
     _rule("--visibility", type=Duration(minimum_seconds=1), default="30s", metavar="TIME",
           help="A dead worker's items come back after this.  [30s]"),
     _rule("--max-lost", type=Number(0), default=3, metavar="N",
@@ -100,6 +104,14 @@ WORK_OPTIONS = (
     _work("--node-name", type=NodeName(), metavar="NAME",
           help="Name of this machine in lists. Default: its host name."),
 )  # fmt: skip
+OFFER_OPTIONS = (
+    _work("--gpus", "offered_gpus", type=Gpus(), envvar="PPSS_NODE_GPUS", metavar="N|LIST",
+          help="Offer N GPUs, or these: 0,1. Default: what nvidia-smi finds, or $CUDA_VISIBLE_DEVICES."),
+    _work("--cpus", "offered_cpus", type=Number(0), envvar="PPSS_NODE_CPUS", metavar="N",
+          help="Offer N cores to items that need some. Default: all cores."),
+    _work("--mem", "offered_mem", type=Bytes(), envvar="PPSS_NODE_MEM", metavar="SIZE",
+          help="Offer so much memory, such as 60G. Default: all of it."),
+)  # fmt: skip
 
 
 def making_options(function: F) -> F:
@@ -110,6 +122,11 @@ def making_options(function: F) -> F:
 def work_options(function: F) -> F:
     """Adds the options of whoever runs items."""
     return _add(WORK_OPTIONS, function)
+
+
+def offer_options(function: F) -> F:
+    """Adds what a worker has for items that say what they need."""
+    return _add(OFFER_OPTIONS, function)
 
 
 def node_options(function: F) -> F:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ import click
 from ppss_queue.errors import BadInput
 from ppss_queue.units import parse_bytes, parse_duration, printable, shorten
 
+_GPU_DIGITS = 3
+"""A number of GPUs has no more."""
 _NODE_CHARACTERS = 64
 """As long as Linux lets a host name be."""
 
@@ -70,6 +73,31 @@ class Number(_Type):
             bounds = f"from {self._low} to {self._high}" if self._high is not None else f"from {self._low} up"
             self.fail(f"'{value}' is no number {bounds}.", param, ctx)
         return number
+
+
+class Gpus(_Type):
+    """`2`: GPUs 0 and 1; `0,3` or `GPU-5c3f...`: these."""
+
+    name = "GPUs"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        text = str(value)
+        if text.isdecimal() and len(text) <= _GPU_DIGITS:
+            return tuple(map(str, range(int(text))))
+        names = tuple(text.removesuffix(",").split(","))
+        if (
+            text.isdecimal()
+            or len(set(names)) < len(names)
+            or not all(re.fullmatch(r"[0-9]+|[A-Za-z][\w/-]*", name) for name in names)
+        ):
+            self.fail(
+                f"'{text}' names no GPUs. Give how many there are, or which: 0,1 (0, for number 0 alone).",
+                param,
+                ctx,
+            )
+        return names
 
 
 class Slots(_Type):

@@ -18,7 +18,8 @@ from ppss_queue.cli.elsewhere import Elsewhere
 from ppss_queue.cli.eta import Durations
 from ppss_queue.cli.frame import CLOSED, machine_failed
 from ppss_queue.cli.printer import Printer
-from ppss_queue.cli.say import complaint, fail, no_worker, say, typed
+from ppss_queue.cli.say import complaint, fail, say, typed
+from ppss_queue.cli.serving import unserved
 from ppss_queue.cli.staging import open_files_of
 from ppss_queue.connection import Reply
 from ppss_queue.errors import ExitCode, PpssError, Unavailable
@@ -252,8 +253,8 @@ def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
         if not quiet:
             workers = [plural(len(counts.workers), "worker")] if counts.workers else []
             display.say(" · ".join([f"run {run.id}", plural(counts.total, "item"), *workers]))
-            if not run.is_over() and not queue.workers():
-                display.say(complaint(no_worker()))
+            if not run.is_over() and (why := unserved(queue.workers(), counts.spec)):
+                display.say(complaint(why))
         while True:
             try:
                 over = run.is_over()

@@ -13,6 +13,7 @@ import click
 from ppss_queue.cli.frame import WORDS
 from ppss_queue.errors import BadInput
 from ppss_queue.model import Halt, RetryRule, RunSpec
+from ppss_queue.resources import Resources
 
 if TYPE_CHECKING:
     from ppss_queue.sources import Sources
@@ -176,6 +177,7 @@ class Wish:
             name=_name(values["name"]),
             priority=values["priority"],
             keep_seconds=values["keep"],
+            needs=Resources(values["gpus"], values["cpus"] or 0, values["mem"] or 0),
             **staged_fields(values, _here()),
         )
 

@@ -13,16 +13,26 @@ from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
-from ppss_queue.cli.say import no_worker, say, typed, warn
+from ppss_queue.cli.say import say, typed, warn
+from ppss_queue.cli.serving import unserved
 from ppss_queue.cli.staging import refuse_staging_from_afar
 from ppss_queue.cli.wish import Wish
-from ppss_queue.cli.worker import check_slots, log_directory, say_where_command_is_from, settings_of
+from ppss_queue.cli.worker import (
+    check_slots,
+    log_directory,
+    offer_here,
+    say_where_command_is_from,
+    settings_of,
+)
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import format_count, plural
 
 if TYPE_CHECKING:
+    from ppss_worker.offer import Offer
+
     from ppss_queue.queue import Queue
+    from ppss_queue.resources import Resources
     from ppss_queue.run import Run
     from ppss_queue.sources import Sources
 
@@ -81,8 +91,8 @@ def enqueue_verb(
         elif spec.command is None:
             worker = typed("worker -c COMMAND")
             warn(f"run {run.id} has no command: its items wait for a worker that has one: {worker}")
-        elif not queue.workers():
-            warn(no_worker())
+        elif why := unserved(queue.workers(), spec):
+            warn(why)
     return ExitCode.OK
 
 
@@ -106,8 +116,8 @@ def _enqueue_into(wish: Wish, into: str, *, as_json: bool, url: str | None) -> i
             raise
         _warn_about(sources)
         _print_made(as_json, {"run": run.id, "added": added, "total": run.status().total})
-        if added and not queue.workers():
-            warn(no_worker())
+        if added and (why := unserved(queue.workers(), run.status().spec)):
+            warn(why)
     return ExitCode.OK
 
 
@@ -187,12 +197,13 @@ def run_verb(
     if made["slots"] != 0:
         wish.make_output()
     with open_queue(url) as queue:
+        offer = _offer(queue, spec.needs, made)
         run = _make_run(queue, replace(spec, tell_output=not made["quiet"]), sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
             warn(wish.no_items)
             return ExitCode.OK
-        return _work_on(queue, run, made)
+        return _work_on(queue, run, made, offer)
 
 
 def _prepare(wish: Wish, *, look_for_program: bool) -> tuple[RunSpec, Sources]:
@@ -246,13 +257,14 @@ def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | N
             raise BadInput(
                 f"run {run.id} is still being filled. Try again when it is open: ppss status {run.id}"
             )
+        offer = _offer(queue, counts.spec.needs, made) if counts.left or retry_failed else None
         if state is RunState.PAUSED:
             run.resume()
         if retry_failed:
             run.retry()
         counts = run.status()
         if counts.left:
-            return _work_on(queue, run, made)
+            return _work_on(queue, run, made, offer)
         warn(f"run {run.id} has nothing left to do ({plural(counts.failed, 'item')} failed).")
         if not counts.failed:
             return ExitCode.OK
@@ -260,15 +272,41 @@ def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | N
         return ExitCode.ITEMS_FAILED
 
 
-def _work_on(queue: Queue, run: Run, made: dict[str, Any]) -> int:
+def _offer(queue: Queue, needs: Resources, made: dict[str, Any]) -> Offer | None:
+    """What this machine has for a run; None: too little, or no slot, but other workers may have more.
+
+    Raises BadInput if nobody has enough.
+    """
+    from ppss_worker.offer import NO_OFFER
+
+    if made["slots"] == 0:
+        return None
+    if not needs:
+        return NO_OFFER
+    offer = offer_here(None if needs.gpus else ())
+    if needs.fits(offer.total):
+        return offer
+    shortage = needs.shortage(offer.total, "this machine")
+    if not any(needs.fits(worker.offer) for worker in queue.workers()):
+        raise BadInput(
+            f"each item needs {shortage}, and no other worker is there that has enough. Ask for less."
+        )
+    warn(f"each item needs {shortage}: it is left to other workers.")
+    return None
+
+
+def _work_on(queue: Queue, run: Run, made: dict[str, Any], offer: Offer | None) -> int:
+    """`offer`: what this machine has for the run; None: nothing of it is run here."""
     try:
         from ppss_queue.cli.session import Session, Show, watch
 
         by_line = made["line_buffer"] and not made["keep_order"]  # in order means whole
         show = Show(made["keep_order"], made["tag"], by_line, made["quiet"])
-        if made["slots"] == 0:
+        if offer is None:
             return watch(queue, run, show, prints=True)
-        settings = settings_of(made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True)
+        settings = settings_of(
+            made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True, offer=offer
+        )
         return Session(queue, run, settings, show, log_directory(made)).work()
     except KeyboardInterrupt:  # before the worker took the signal over
         say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")

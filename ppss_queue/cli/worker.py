@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,16 @@ import click
 
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
-from ppss_queue.cli.making import node_options, work_options
+from ppss_queue.cli.making import node_options, offer_options, work_options
 from ppss_queue.cli.options import cores_here, option, url_option
 from ppss_queue.cli.say import typed, warn
 from ppss_queue.cli.staging import open_files_of, stage_settings
-from ppss_queue.errors import BadInput, ExitCode
+from ppss_queue.errors import BadInput, ExitCode, MachineFailed
 from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import plural, printable
 
 if TYPE_CHECKING:
+    from ppss_worker.offer import Offer
     from ppss_worker.settings import Settings
 
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     ppss worker
     ppss worker --burst -p 50%
     ppss worker --run k3v9 --nice 10
+    ppss worker --gpus 0,1 --cpus 8 --mem 60G
     ppss worker --url ssh://me@master --scratch /fast --scratch-limit 20G
     ppss worker --url redis://:password@10.0.0.5 --logs /var/log/ppss
     """,
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     help="Serve only this run (may be repeated).",
 )
 @option("-q", "--quiet", section="Work", is_flag=True, help="Do not log each item.")
+@offer_options
 @node_options
 @url_option
 @click.pass_context
@@ -96,7 +100,8 @@ def worker_verb(
             if queue.run(run).status().state is RunState.PAUSED:
                 warn(f"run {run} is paused. Go on: {typed(f'resume {run}')}")
         log = WorkerLog(state_directory(), logs, quiet=quiet)
-        settings = settings_of(work, burst=burst, runs=served, command=words or command)
+        offer = offer_here(work["offered_gpus"], work["offered_cpus"], work["offered_mem"])
+        settings = settings_of(work, burst=burst, runs=served, command=words or command, offer=offer)
         worker = Worker(
             queue.connection.clone(name="ppss-worker", patience_seconds=PATIENCE_SECONDS),
             queue.keys,
@@ -105,9 +110,9 @@ def worker_verb(
             open_files_of(queue),
         )
         queue.connection.close()  # over SSH that is a process less on the master
-        log.say(
-            f"worker {worker.name} · {plural(settings.slots, 'slot')} · {queue.connection.address.display()}"
-        )
+        gpus = [f"GPU {', '.join(offer.gpus)}"] if offer.gpus else []
+        facts = [worker.name, plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
+        log.say(f"worker {' · '.join(facts)}")
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
     if worker.stopping >= Stop.NOW:
@@ -123,6 +128,7 @@ def settings_of(
     command: str | tuple[str, ...] | None = None,
     line_buffer: bool = False,
     prints: bool = False,
+    offer: Offer,
 ) -> Settings:
     """The settings of a worker, from `work_options`. Makes this process as nice as they say."""
     from ppss_worker.settings import Settings
@@ -143,7 +149,21 @@ def settings_of(
         line_buffer=line_buffer,
         prints=prints,
         stage=stage_settings(work, state_directory()),
+        offer=offer,
     )
+
+
+def offer_here(
+    gpus: Sequence[str] | None = None, cpus: int | None = None, memory_bytes: int | None = None
+) -> Offer:
+    """What was said, and for what was not, what this machine has. Where its GPUs can't be asked for, that is said."""
+    from ppss_worker.offer import Offer
+
+    try:
+        return Offer.here(gpus, cpus, memory_bytes)
+    except MachineFailed as error:
+        warn(f"{error}. Say which there are: {typed('worker --gpus 0,1')}")
+        return Offer.here((), cpus, memory_bytes)
 
 
 def check_slots(work: dict[str, Any]) -> None:

@@ -1,20 +1,22 @@
 -- Leases up to `want` items of the open runs to a worker; expired leases and due retries come first.
 -- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
---          a run newer than this worker or '', batch...}
+--          a run newer than this worker or '', {run, what an item needs, ...} of runs for which there is no room,
+--          batch...}
 -- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
---       runs without one or 0, allowed run or -excluded run... (no allowed one: all)
+--       runs without one or 0, GPUs, CPUs and bytes of memory that are free there, run for whose next item these
+--       are kept or '', allowed run or -excluded run... (no allowed one: all)
 --       A worker whose node is paused is given nothing, and told no time: it hears of a change by itself.
 local refused = check_schema(ARGV[1])
 if refused then return refused end
 local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('EXISTS', R .. 'suspended') == 1 then
   local left = redis.call('PTTL', R .. 'suspended')
-  return { left > 0 and tostring(left / 1000) or '', -1, '' }
+  return { left > 0 and tostring(left / 1000) or '', -1, '', {} }
 end
 if redis.call('HEXISTS', node_key(node_of(worker)), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
-for index = 8, #ARGV do
+for index = 12, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')
   if run then excluded[run] = true else allowed[ARGV[index]] = true end
 end
@@ -126,20 +128,49 @@ local function lease(run, jobs, visibility)
   return batch, #leases / 2
 end
 
-local reply, wake, open, empty = { '', 0, '' }, nil, 0, {}
+-- What items need, and what is free: GPUs, CPUs, bytes of memory.
+local function amounts(text)
+  local found = {}
+  for number in string.gmatch(text or '', '%d+') do found[#found + 1] = tonumber(number) end
+  return found
+end
+
+local free, kept_for = { tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]) }, ARGV[11]
+local kept = kept_for ~= '' and amounts(redis.call('HGET', run_key(kept_for), 'needs')) or {}
+
+-- For how many items of a run there is room.
+local function room_for(run, needs)
+  local most = math.huge
+  for index, need in ipairs(needs) do
+    local there = free[index] - (run ~= kept_for and kept[index] or 0)
+    if need > 0 then most = math.min(most, math.max(math.floor(there / need), 0)) end
+  end
+  return most
+end
+
+-- Whether the run has anything to hand out now.
+local function has_items(run)
+  return redis.call('LLEN', queue_key(run)) > 0 or redis.call('ZCOUNT', registry('scheduled', run), '-inf', NOW) > 0
+    or #expired_members(registry('wip', run), 1) > 0
+end
+
+local reply, wake, open, empty = { '', 0, '', {} }, nil, 0, {}
 local passes = redis.call('ZRANGE', P .. 'open', 0, -1, 'WITHSCORES')
 for index = 1, #passes, 2 do
   local run, pass, batches = passes[index], passes[index + 1], #reply
   if (not next(allowed) or allowed[run]) and not excluded[run] then
-    local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare')
+    local values = redis.call('HMGET', run_key(run), 'version', 'visibility', 'weight', 'max_lost', 'bare',
+      'needs')
     local can_run = values[5] ~= '1' or ARGV[7] == '1'
     if not tonumber(values[1]) or tonumber(values[1]) > version then
       reply[3] = run
     elseif can_run then
       open = open + 1
     end
+    local needs = values[6] and amounts(values[6])
+    local most = needs and math.min(want, room_for(run, needs)) or want
     if can_run and reply[3] ~= run and want > 0 then
-      local jobs = take(run, want, tonumber(values[4]), tonumber(values[2]))
+      local jobs = most > 0 and take(run, most, tonumber(values[4]), tonumber(values[2])) or {}
       if #jobs > 0 then
         local batch, taken = lease(run, jobs, values[2])
         if taken > 0 then
@@ -150,15 +181,22 @@ for index = 1, #passes, 2 do
           -- A run that had nothing to hand out saves up no claims, or it would shut out the others later.
           for _, other in ipairs(empty) do redis.call('ZADD', P .. 'open', 'XX', 'GT', pass, other) end
           want, idle = want - taken, math.max(idle - taken, 0)
+          for index, need in ipairs(needs or {}) do free[index] = free[index] - taken * need end
           reply[#reply + 1] = batch
         end
       end
       settle(run)
-      for offset, name in pairs({ [BEGUN] = 'wip', [CENTURY] = 'wip', [0] = 'scheduled' }) do
+      -- What is due already waits for room, not for a moment.
+      local names = needs and #jobs == most and {} or { [BEGUN] = 'wip', [CENTURY] = 'wip', [0] = 'scheduled' }
+      for offset, name in pairs(names) do
         local first = redis.call('ZRANGEBYSCORE', registry(name, run), offset, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
         local due = first and tonumber(first) - offset
         if due and (not wake or due < wake) then wake = due end
       end
+    end
+    if needs and can_run and reply[3] ~= run and room_for(run, needs) == 0 and has_items(run) then
+      reply[4][#reply[4] + 1] = run
+      reply[4][#reply[4] + 1] = values[6]
     end
     if #reply == batches then empty[#empty + 1] = run end -- nothing, or nothing for this worker
   end

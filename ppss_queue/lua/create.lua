@@ -2,7 +2,7 @@
 -- Returns 'created', or 'taken' (the id is in use), or 'named <run>' (an open run has this name).
 -- ARGV: run, our schema version, run version, spec (JSON), name or '', weight, visibility seconds, max lost,
 --       retries, halt ('' or now|soon:count:percent), keep seconds, seconds until an abandoned filling ends,
---       1 if it has no command or 0
+--       1 if it has no command or 0, what each item needs ('<GPUs> <CPUs> <bytes of memory>') or ''
 local run, name = ARGV[1], ARGV[5]
 local refused = check_schema(ARGV[2])
 if refused then return refused end
@@ -21,6 +21,7 @@ redis.call('HSET', run_key(run), 'version', ARGV[3], 'spec', ARGV[4], 'name', na
   'visibility', ARGV[7], 'max_lost', ARGV[8], 'retries', ARGV[9], 'halt', ARGV[10], 'keep', ARGV[11],
   'bare', ARGV[13],
   'state', 'filling', 'total', 0, 'created', NOW)
+if ARGV[14] ~= '' then redis.call('HSET', run_key(run), 'needs', ARGV[14]) end
 -- Later than all others, should the clock of the server have gone back: `last` is the one made last.
 local latest = tonumber(redis.call('ZREVRANGE', P .. 'runs', 0, 0, 'WITHSCORES')[2] or 0)
 redis.call('ZADD', P .. 'runs', math.max(NOW, latest + 1e-6), run)

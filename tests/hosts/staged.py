@@ -219,9 +219,7 @@ class Staged:
     def reasons(self) -> str:
         return self._ppss("items", self.run, "--state", "failed").stdout
 
-    def _ppss(
-        self, *words: str, stdin: str = "", check: bool = True
-    ) -> subprocess.CompletedProcess[str]:
+    def _ppss(self, *words: str, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
         """A verb on the master."""
         env = {"PPSS_URL": self._url} if self._url else None
         return self.master.run(["ppss", *words], stdin=stdin, env=env, check=check, timeout_seconds=SECONDS)

@@ -108,6 +108,13 @@ def test_a_node_makes_the_same_outputs_as_the_master_itself(
     assert node.run(["find", ".local/state/ppss", "-path", "*scratch/*", "-type", "f"]).stdout == ""
 
 
+def test_staged_items_get_room_one_after_the_other(master: Host, node: Host) -> None:
+    command = "mkdir ~/alone && sleep 0.05 && cp {} {out} && echo $CUDA_VISIBLE_DEVICES && rmdir ~/alone"
+    run = enqueue(master, "--gpus", "1", "--cpus", "2", "-c", command)
+    node.run(["ppss", *NODE, "-p", "4", "--gpus", "3,", "--cpus", "3"])
+    assert states(master, run) == {"succeeded": 18}, failures(master, run)
+
+
 def test_companions_and_shared_files_come_along(master: Host, node: Host) -> None:
     master.run(
         [

@@ -84,7 +84,9 @@ _TROUBLES = {
 }
 
 
-@pytest.mark.parametrize(("trouble", "way"), [*((trouble, "gate") for trouble in _TROUBLES), ("full", "sftp")])
+@pytest.mark.parametrize(
+    ("trouble", "way"), [*((trouble, "gate") for trouble in _TROUBLES), ("full", "sftp")]
+)
 def test_outputs_wait_on_the_node_until_the_master_can_take_them(lab: Lab, trouble: str, way: str) -> None:
     """No command is run again for that, and outputs of another run are not held up."""
     n1, master = lab["n1"], lab.master

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ppss_queue.errors import BadInput, NewerVersion
 from ppss_queue.model import (
     ENDED,
+    RUN_VERSION,
     STATES,
     Halt,
     Item,
@@ -25,6 +26,7 @@ from ppss_queue.model import (
     job_id,
     seq_of_job,
 )
+from ppss_queue.resources import Resources
 
 NAMES = st.binary(max_size=20).map(os.fsdecode)
 """What a file name can be: any bytes, those that are no UTF-8 as surrogates."""
@@ -100,7 +102,14 @@ def test_a_spec_that_lacks_later_settings_gets_their_defaults() -> None:
     assert RunSpec.from_json(json.dumps({key: values[key] for key in (*required, "command")})) == RunSpec(
         command="x"
     )
-    assert {field.name for field in fields(RunSpec)} == values.keys()
+    assert {field.name for field in fields(RunSpec)} == values.keys() | {"needs"}
+
+
+def test_only_a_run_with_needs_is_of_a_version_that_older_workers_leave_alone() -> None:
+    plain, needing = RunSpec(command="x"), RunSpec(command="x", needs=Resources(1, 4, 8 * 2**30))
+    assert (plain.version, needing.version) == (1, 2) and needing.version <= RUN_VERSION
+    assert "needs" not in plain.to_json(), "an older PPSS knows no such setting"
+    assert RunSpec.from_json(needing.to_json()) == needing
 
 
 def test_a_function_is_told_from_a_text_that_only_begins_like_one() -> None:

@@ -23,6 +23,7 @@ from ppss_queue.filling import BATCH_ITEMS, CALLS_IN_FLIGHT
 from ppss_queue.keys import Keys
 from ppss_queue.model import STATES, Outcome, RetryRule, RunState, State
 from ppss_queue.queue import _ID_CHARACTERS, Queue, connect
+from ppss_queue.resources import Resources
 from ppss_queue.run import Run
 from ppss_queue.store import FILLING_SECONDS
 
@@ -193,12 +194,14 @@ def test_the_rules_of_a_run_are_those_given(queue: Queue) -> None:
     run = queue.enqueue(
         ["a"], command=("echo", "%"), name="n", replacement="%", retries=2, retry_delay_seconds=0.5, retry_on=[1],
         no_retry_on={2}, timeout_seconds=9, visibility_seconds=5, max_lost=0, halt="soon,fail=10%", priority=7,
+        gpus=1, cpus=4, memory_bytes=2**33,
         keep_output=True,
     )  # fmt: skip
     spec = run.status().spec
     assert spec.command == ("echo", "%")
     assert spec.retry == RetryRule(2, 0.5, (1,), (2,))
     assert (spec.timeout_seconds, spec.visibility_seconds, spec.max_lost, spec.priority) == (9, 5, 0, 7)
+    assert spec.needs == Resources(1, 4, 2**33)
     assert (str(spec.halt), spec.name, spec.replacement, spec.keep_output) == (
         "soon,fail=10%",
         "n",
@@ -229,6 +232,9 @@ def test_nothing_to_do_is_done_at_once(queue: Queue) -> None:
         ({"timeout_seconds": float("nan")}, "timeout_seconds is nan"),
         ({"visibility_seconds": 0}, "visibility_seconds is 0,"),
         ({"max_lost": -1}, "max_lost is -1"),
+        ({"gpus": -1}, "gpus is -1, but must be a whole number from 0 up."),
+        ({"cpus": 0.5}, "cpus is 0.5, but"),
+        ({"memory_bytes": "8G"}, "memory_bytes is '8G', but"),
         ({"priority": 0}, "priority is 0"),
         ({"name": "last"}, "'last'"),
     ],

@@ -43,6 +43,7 @@ from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
 from ppss_queue.model import Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id, seq_of_job
 from ppss_queue.replies import read_members
 from ppss_queue.replies import text as decoded
+from ppss_queue.resources import Resources
 from ppss_queue.rq_form import encode_item
 from ppss_queue.store import Store
 
@@ -51,6 +52,8 @@ VISIBILITY_SECONDS = 1000.0
 WORKERS = ("w1", "w2", "w3")
 PICKS = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 """Which of those that there are, modulo their number."""
+CPUS = st.integers(0, 6)
+"""That are free, for items that need 1 or 2, or say nothing."""
 ONLY = st.sampled_from([[], [], [], ["r0"], ["r1", "r2"], ["r1", "gone"]])
 OWNER = ("open", "pause", "cancel", "cancel items", "purge", "run expires", "tidy")
 REGISTRIES = ("wip", "scheduled", "finished", "failed", "canceled")
@@ -135,6 +138,12 @@ class Model:
     @property
     def left(self) -> int:
         return len(self.ready) + len(self.leased) + len(self.delayed)
+
+    @property
+    def has_items(self) -> bool:
+        """To hand out now."""
+        due = [at for at in self.delayed.values() if at is not None]
+        return bool(self.ready or due or any(a.expired is not None for a in self.leased.values()))
 
     def reopen(self) -> None:
         self.state, self.reason = RunState.OPEN, ""
@@ -304,8 +313,11 @@ class LeaseMachine(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         max_lost=st.integers(0, 1),
         halt=st.sampled_from([None, None, None, 2]),
+        cpus=st.sampled_from([0, 0, 0, 1, 2]),
     )
-    def create(self, items: int, priority: int, retries: int, max_lost: int, halt: int | None) -> None:
+    def create(
+        self, items: int, priority: int, retries: int, max_lost: int, halt: int | None, cpus: int
+    ) -> None:
         run = f"r{len(self.ids)}"
         self.ids.append(run)
         spec = RunSpec(
@@ -315,6 +327,7 @@ class LeaseMachine(RuleBasedStateMachine):
             max_lost=max_lost,
             halt=Halt(now=False, count=halt) if halt else None,
             visibility_seconds=VISIBILITY_SECONDS,
+            needs=Resources(cpus=cpus),
         )
         assert self.store.create(run, spec)
         assert not self.store.create(run, spec)
@@ -452,29 +465,33 @@ class LeaseMachine(RuleBasedStateMachine):
 
     # Workers
 
-    @rule(worker=st.sampled_from(WORKERS), want=st.integers(0, 6), idle=st.integers(0, 4), only=ONLY)
-    def claim(self, worker: str, want: int, idle: int, only: list[str]) -> None:
-        self._claim(worker, want, idle, only)
+    @rule(
+        worker=st.sampled_from(WORKERS), want=st.integers(0, 6), idle=st.integers(0, 4), only=ONLY, cpus=CPUS
+    )
+    def claim(self, worker: str, want: int, idle: int, only: list[str], cpus: int) -> None:
+        self._claim(worker, want, idle, only, cpus)
 
-    @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 6), only=ONLY)
-    def claim_and_start(self, worker: str, want: int, only: list[str]) -> None:
-        for attempts in self._claim_by_run(worker, want, only):
+    @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 6), only=ONLY, cpus=CPUS)
+    def claim_and_start(self, worker: str, want: int, only: list[str], cpus: int) -> None:
+        for attempts in self._claim_by_run(worker, want, only, cpus):
             self._start(attempts)
 
     @precondition(lambda self: any(model.ready for model in self.runs.values()))
     @rule(worker=st.sampled_from(WORKERS), what=st.sampled_from(["ack", "fail"]), only=ONLY)
     def work_on_all_there_is(self, worker: str, what: str, only: list[str]) -> None:
-        for attempts in self._claim_by_run(worker, 50, only):
+        for attempts in self._claim_by_run(worker, 50, only, 100):
             self._attempts(attempts, what, 0, again=False)
 
-    def _claim_by_run(self, worker: str, want: int, only: list[str]) -> list[list[Attempt]]:
-        attempts = self._claim(worker, want, want, only)
+    def _claim_by_run(self, worker: str, want: int, only: list[str], cpus: int) -> list[list[Attempt]]:
+        attempts = self._claim(worker, want, want, only, cpus)
         runs = dict.fromkeys(attempt.lease.run for attempt in attempts)
         return [[attempt for attempt in attempts if attempt.lease.run == run] for run in runs]
 
-    def _claim(self, worker: str, want: int, idle: int, only: list[str]) -> list[Attempt]:
+    def _claim(self, worker: str, want: int, idle: int, only: list[str], cpus: int) -> list[Attempt]:
         passes = {run.decode(): at for run, at in self.redis.zrange("ppss:open", 0, -1, withscores=True)}
-        claimed = read_claim(self.call(self.calls[worker].claim(want, idle, runs=only)))
+        claimed = read_claim(
+            self.call(self.calls[worker].claim(want, idle, runs=only, free=Resources(cpus=cpus)))
+        )
         assert claimed.suspended is self.suspended
         if self.suspended:
             assert not claimed.leases
@@ -483,13 +500,19 @@ class LeaseMachine(RuleBasedStateMachine):
             return []
         allowed = [self.runs[run] for run in passes if not only or run in only]
         expected: list[tuple[str, str]] = []
+        waiting = set()
         for model in allowed:
-            left = want - len(expected)
+            need = model.spec.needs.cpus
+            left = min(want - len(expected), cpus // need if need else want)
             taken = model.take(left, max(idle - len(expected), 0), worker) if left else []
             expected += [(model.run, job) for job in taken]
             passes[model.run] += len(taken) / model.spec.priority
+            cpus -= need * len(taken)
+            if cpus < need and model.has_items:
+                waiting.add(model.run)
             model.unsettled = True  # it is looked at only if the runs before it left some of `want`
         assert [(lease.run, lease.job) for lease in claimed.leases] == expected
+        assert claimed.waiting.keys() == waiting
         attempts = [Attempt(lease, worker) for lease in claimed.leases]
         assert not {a.lease.token for a in attempts} & {a.lease.token for a in self.attempts}
         for attempt in attempts:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import wait_until
@@ -23,8 +24,19 @@ from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim,
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
-from ppss_queue.model import ITEM_BYTES_MAX, Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id
+from ppss_queue.model import (
+    ITEM_BYTES_MAX,
+    RUN_VERSION,
+    Halt,
+    Lease,
+    Outcome,
+    RetryRule,
+    RunSpec,
+    RunState,
+    job_id,
+)
 from ppss_queue.replies import read_members
+from ppss_queue.resources import NOTHING, Resources
 from ppss_queue.rq_form import encode_item, kept_output, read_kept_output, shown
 from ppss_queue.store import CHUNK, FILLING_SECONDS, Counts, Store
 
@@ -45,8 +57,8 @@ class Worker:
     def call(self, call: scripts.Call) -> Reply:
         return scripts.run(self.connection, call)
 
-    def look(self, want: int = 1, idle: int | None = None, *runs: str, has_command: bool = False) -> Claimed:
-        call = self.calls.claim(want, want if idle is None else idle, runs=runs, has_command=has_command)
+    def look(self, want: int = 1, idle: int | None = None, *runs: str, **told: Any) -> Claimed:
+        call = self.calls.claim(want, want if idle is None else idle, runs=runs, **told)
         return read_claim(self.call(call))
 
     def claim(self, want: int = 1, idle: int | None = None) -> list[Lease]:
@@ -293,11 +305,105 @@ def test_a_newer_schema_is_refused(bench: Bench) -> None:
 def test_a_run_of_a_newer_version_is_named_and_not_handed_out(bench: Bench) -> None:
     bench.run("newer")
     bench.run("mine")
-    bench.redis.hincrby(KEYS.run("newer"), "version", 1)
+    bench.redis.hset(KEYS.run("newer"), "version", RUN_VERSION + 1)
     claimed = bench.worker().look(9)
     assert claimed.newer_run == "newer"
     assert {lease.run for lease in claimed.leases} == {"mine"}
     assert bench.states("newer") == {"ready": 3}
+
+
+# What items need, and room for it
+
+PAIR = RunSpec(command="true", needs=Resources(cpus=2))
+
+
+@pytest.mark.parametrize(
+    ("free", "count"),
+    [
+        (Resources(4, 8, 64), 4),
+        (Resources(3, 8, 64), 3),
+        (Resources(4, 5, 64), 2),
+        (Resources(4, 8, 31), 1),
+        (Resources(4, 8, 15), 0),
+        (Resources(0, 8, 64), 0),
+        (Resources(-2, 8, 64), 0),
+        (NOTHING, 0),
+    ],
+)
+def test_a_claim_gives_as_many_items_as_there_is_room_for(bench: Bench, free: Resources, count: int) -> None:
+    bench.run("r", 9, RunSpec(command="true", needs=Resources(1, 2, 16)))
+    claimed = bench.worker().look(9, free=free)
+    assert len(claimed.leases) == count
+    assert bench.states("r") == {state: n for state, n in (("ready", 9 - count), ("leased", count)) if n}
+
+
+def test_items_that_say_nothing_are_given_where_there_is_no_room_at_all(bench: Bench) -> None:
+    bench.run("plain")
+    claimed = bench.worker().look(9, free=NOTHING)
+    assert len(claimed.leases) == 3 and not claimed.waiting
+
+
+def test_runs_of_one_claim_share_the_room_in_their_order(bench: Bench) -> None:
+    for run in ("a", "b"):
+        bench.run(run, 9, PAIR)
+    claimed = bench.worker().look(9, free=Resources(cpus=7))
+    assert Counter(lease.run for lease in claimed.leases) == {"a": 3}
+    claimed = bench.worker().look(3, free=Resources(cpus=9))
+    assert Counter(lease.run for lease in claimed.leases) == {"b": 3}, "the pass of one moves on as ever"
+
+
+def test_a_claim_tells_which_runs_wait_for_room_and_what_they_need(bench: Bench) -> None:
+    bench.run("big", 1, RunSpec(command="true", needs=Resources(2, 0, 8 * 2**40)))
+    bench.run("plain", 1)
+    claimed = bench.worker().look(1, free=Resources(1, 9, 2**50))
+    assert [lease.run for lease in claimed.leases] == ["plain"], "others go on"
+    assert claimed.waiting == {"big": Resources(2, 0, 8 * 2**40)}
+    assert claimed.open_runs == 2, "the end of a run that waits is waited for"
+    assert bench.worker().look(1, free=Resources(2, 0, 2**50)).waiting == {}
+
+
+def test_a_run_that_has_nothing_to_hand_out_does_not_wait_for_room(bench: Bench) -> None:
+    bench.run("pair", 1, replace(PAIR, retry=RetryRule(1)))
+    worker = bench.worker()
+    (lease,) = worker.look(1, free=Resources(cpus=2)).leases
+    assert not worker.look(1).waiting
+    worker.fail(lease, delay=1000)
+    assert not worker.look(1).waiting
+    bench.redis.zadd(KEYS.registry("scheduled", "pair"), {lease.job: 1})
+    claimed = worker.look(1)
+    assert claimed.waiting == {"pair": PAIR.needs}
+    assert claimed.wake_seconds is None, "a retry that is due waits for room and not for a moment"
+
+
+def test_a_lost_item_waits_for_room_too(bench: Bench) -> None:
+    bench.run("pair", 1, PAIR)
+    (lost,) = bench.worker("old").look(1, free=Resources(cpus=2)).leases
+    bench.redis.zadd(KEYS.registry("wip", "pair"), {lost.member: HUNDRED_YEARS_SECONDS + 1})
+    new = bench.worker("new")
+    assert new.look(1).waiting == {"pair": PAIR.needs}
+    assert bench.counts("pair").leased == 1, "nobody took it"
+    assert [lease.item for lease in new.look(1, free=Resources(cpus=2)).leases] == [lost.item]
+
+
+def test_what_is_kept_for_a_run_is_not_given_to_others(bench: Bench) -> None:
+    bench.run("one", 9, RunSpec(command="true", needs=Resources(cpus=1)))
+    bench.run("pair", 1, PAIR)
+    worker = bench.worker()
+    claimed = worker.look(9, free=Resources(cpus=1), kept_for="pair")
+    assert not claimed.leases and claimed.waiting.keys() == {"one", "pair"}
+    claimed = worker.look(9, free=Resources(cpus=3), kept_for="pair")
+    assert Counter(lease.run for lease in claimed.leases) == {"one": 1, "pair": 1}
+    assert len(worker.look(9, free=Resources(cpus=3), kept_for="gone").leases) == 3
+
+
+def test_a_worker_that_knows_nothing_of_needs_is_told_that_the_run_is_newer(bench: Bench) -> None:
+    bench.run("pair", 3, PAIR)
+    bench.run("plain")
+    worker = bench.worker()
+    call = worker.calls.claim(9, 9, free=Resources(cpus=9))
+    claimed = read_claim(worker.call(replace(call, arguments=(call.arguments[0], 1, *call.arguments[2:]))))
+    assert claimed.newer_run == "pair" and not claimed.waiting
+    assert {lease.run for lease in claimed.leases} == {"plain"}
 
 
 # Fairness among runs

@@ -95,8 +95,9 @@ class Attempts:
         """How long all that run have been running."""
         return now - self._newest_at if self._running else 0.0
 
-    def begin(self, lease: Lease, run: ActiveRun, slot: int) -> bool:
+    def begin(self, lease: Lease, run: ActiveRun, slot: int, gpus: Sequence[str] = ()) -> bool:
         """Starts the command of a lease whose `start` is on its way. False: it is over already, the slot is free.
+        `gpus`: those that are its own.
 
         Raises MachineFailed or DirectoryMissing if this machine can't run it; the lease is the caller's then.
         """
@@ -108,9 +109,10 @@ class Attempts:
             return False
         scratch = place.scratch
         values = run.values(lease, slot, place.item, scratch.directory if scratch else "")
+        own = run.variables(lease, values, gpus)
         started = time.monotonic()
         try:
-            child = self._launcher.start(lease, run, values, place.directory)
+            child = self._launcher.start(lease, run, values, own, place.directory)
         except SpawnFailed as error:
             running = self._made_up(lease, run, slot, scratch)
             self._end(running, Outcome(error.exit_status, node=self._node, slot=slot, last_line=str(error)))

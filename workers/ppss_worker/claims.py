@@ -17,6 +17,7 @@ from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.keys import Keys
 from ppss_worker.link import Link
+from ppss_worker.room import Room
 
 PREFETCH_MAX = 256
 """Items held beyond the running ones; at 80 ms round trip more gained nothing."""
@@ -35,6 +36,7 @@ class Claims:
         link: Link,
         calls: Calls,
         keys: Keys,
+        room: Room,
         *,
         runs: Sequence[str],
         has_command: bool,
@@ -54,6 +56,7 @@ class Claims:
         self._connection = connection
         self._link = link
         self._calls = calls
+        self._room = room
         self._lists = tuple(key.encode() for key in (keys.queue(""), keys.registry("scheduled", "")))
         self._runs = tuple(runs)
         self._has_command = has_command
@@ -143,7 +146,13 @@ class Claims:
         self.in_flight = True
         self._before_claim()
         call = self._calls.claim(
-            want, idle, has_command=self._has_command, runs=self._runs, without=self._left_alone(now)
+            want,
+            idle,
+            has_command=self._has_command,
+            runs=self._runs,
+            without=self._left_alone(now),
+            free=self._room.free,
+            kept_for=self._room.kept_for,
         )
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
         return LOOK_AGAIN_SECONDS

@@ -1,4 +1,7 @@
-"""What a worker has in hand: free slots, leased items that wait for one, and those whose files are still coming."""
+"""What a worker has in hand: free slots, leased items that wait for one, and those whose files are still coming.
+
+An item that said what it needs has its room from here on, until its slot is free again.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,19 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 
 from ppss_queue.model import Lease
+from ppss_queue.resources import Resources
+from ppss_worker.room import Room, Share
 
 
 class Hand:
     """The lowest free slot gets the oldest item. An item for which no slot is free is held ahead."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._shares: dict[str, Share] = {}
+        """Of items in hand that said what they need, by member."""
+        self._in_use: dict[int, Share] = {}
+        """Of items on slots, by slot."""
         self._slots: list[int] = []
         self._leases: deque[Lease] = deque()
         self._coming: dict[str, Lease] = {}
@@ -40,6 +50,25 @@ class Hand:
         for slot in slots:
             heapq.heappush(self._slots, slot)
 
+    def vacate(self, slot: int) -> bool:
+        """The item on it is over; whether that left room for others."""
+        share = self._in_use.pop(slot, None)
+        if share is not None:
+            self._room.give_back(share)
+        return share is not None
+
+    def gpus(self, slot: int) -> tuple[str, ...]:
+        """Those of the item on this slot."""
+        share = self._in_use.get(slot)
+        return share.gpus if share else ()
+
+    def reserve(self, lease: Lease, needs: Resources) -> bool:
+        """Takes room for an item, before it comes into the hand. False: there is none. Raises MachineFailed."""
+        share = self._room.take(lease.run, needs)
+        if share is not None:
+            self._shares[lease.member] = share
+        return share is not None
+
     def take_free(self, count: int) -> list[int]:
         """Takes out the highest free slots, at most so many."""
         taken = sorted(self._slots)[-count:] if count > 0 else []
@@ -63,7 +92,14 @@ class Hand:
     def deal(self) -> list[tuple[Lease, int]]:
         """Takes out all pairs of an item and a slot."""
         pairs = min(len(self._slots), len(self._leases))
-        return [(self._leases.popleft(), heapq.heappop(self._slots)) for _ in range(pairs)]
+        dealt = [(self._leases.popleft(), heapq.heappop(self._slots)) for _ in range(pairs)]
+        if self._shares:
+            self._in_use.update(
+                (slot, self._shares.pop(lease.member))
+                for lease, slot in dealt
+                if lease.member in self._shares
+            )
+        return dealt
 
     def give_up(self, run: str | None = None, *, keep: int = 0) -> list[Lease]:
         """Takes out the items of this run, or all, in order; of these, the first `keep` stay."""
@@ -76,3 +112,5 @@ class Hand:
         self._leases = deque(lease for lease in self._leases if lease.member not in members)
         for member in members & self._coming.keys():
             del self._coming[member]
+        for member in members & self._shares.keys():
+            self._room.give_back(self._shares.pop(member))

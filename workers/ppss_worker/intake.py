@@ -6,7 +6,7 @@ claim -> (the files of staged items come) -> the hand -> a slot, or back to the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,13 @@ from ppss_queue import __version__
 from ppss_queue.calls import Claimed
 from ppss_queue.errors import BadInput, PpssError, UnknownRun
 from ppss_queue.model import Lease
+from ppss_queue.resources import Resources
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.hand import Hand
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing
+from ppss_worker.room import Room
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun, ActiveRuns
 from ppss_worker.settings import Settings
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 HOLD_SECONDS = 2.0
 """Items are held for busy slots no longer than this."""
+LOCKS_SECONDS = 1.0
+"""Between looks at GPUs that another worker of this machine holds."""
 
 
 class Intake:
@@ -42,6 +46,7 @@ class Intake:
         stage: Stage | None,
         outbox: Outbox,
         keeper: LeaseKeeper,
+        room: Room,
         warn: Callable[[str], None],
         on_nothing_to_do: Callable[[Exception], None],
     ) -> None:
@@ -51,6 +56,7 @@ class Intake:
         self._stage = stage
         self._outbox = outbox
         self._keeper = keeper
+        self._room = room
         self._warn = warn
         self._on_nothing_to_do = on_nothing_to_do
         self._warned: set[str] = set()
@@ -61,7 +67,11 @@ class Intake:
         """How many there are to be."""
         self._resized = False
         self.numbers = SlotNumbers(settings.state_directory / "slots")
-        self.hand = Hand()
+        self._ask_again = False
+        """The last claim told of something that makes another one worth it."""
+        self._gpus_elsewhere = 0
+        """At the last look."""
+        self.hand = Hand(room)
 
     def claim(
         self, claims: Claims, now: float, *, running: int, stalled_seconds: float, each: float
@@ -77,6 +87,10 @@ class Intake:
         if stalled_seconds > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
             prefetch = 0 if claims.short else self._staged_ahead
             self.hand_back(keep=prefetch)
+        elsewhere = self._room.gpus_elsewhere
+        if self._ask_again or elsewhere < self._gpus_elsewhere:
+            claims.wake()
+        self._ask_again, self._gpus_elsewhere = False, elsewhere
         wait = claims.send_if_wanted(
             now,
             idle=self.hand.idle,
@@ -86,7 +100,7 @@ class Intake:
         )
         if self.hand and stalled_seconds <= HOLD_SECONDS:
             wait = min(wait, HOLD_SECONDS - stalled_seconds + 0.01)
-        return wait
+        return min(wait, LOCKS_SECONDS) if elsewhere else wait
 
     def claimed(self, claimed: Claimed) -> None:
         """Keeps what a claim gave. Raises MachineFailed, Unavailable; all that was not kept is handed back then."""
@@ -96,6 +110,8 @@ class Intake:
             )
         if claimed.suspended:
             self.warn_once("RQ is suspended, so nothing is handed out. Go on: rq resume")
+        if claimed.waiting or self._room.kept_for:
+            self._wait(claimed.waiting)
         batches = [(run, list(group)) for run, group in groupby(claimed.leases, lambda lease: lease.run)]
         while batches:
             run, leases = batches.pop(0)
@@ -143,6 +159,7 @@ class Intake:
 
     def free(self, slot: int) -> None:
         """Nothing runs on it any more."""
+        self._ask_again = self.hand.vacate(slot) or self._ask_again
         if len(self.numbers) > self.slots:
             self.numbers.give_back(slot)
         elif self._resized and slot > self.slots:  # a lower number may be free by now
@@ -192,6 +209,30 @@ class Intake:
             self._warned.add(sentence)
             self._warn(sentence)
 
+    def _wait(self, waiting: Mapping[str, Resources]) -> None:
+        """There is no room for items of these runs: for some there will be, for others there never is."""
+        kept_for, total = self._room.kept_for, self._room.total
+        for run, needs in waiting.items():
+            if not needs.fits(total):
+                self.leave_alone(run, BadInput(f"each item needs {needs.shortage(total, 'this worker')}"))
+                self._ask_again = True
+        self._room.wait(run for run, needs in waiting.items() if needs.fits(total))
+        for run in waiting:
+            if self._room.gpus_elsewhere and waiting[run].gpus > self._room.free.gpus:
+                self.warn_once(f"run {run} waits for GPUs that another worker of this machine uses.")
+        if self._room.kept_for != kept_for:
+            self._ask_again = True
+
+    def _with_room(self, leases: list[Lease], needs: Resources) -> list[Lease]:
+        """Those for which there is room; another worker of this machine may have been quicker to take a GPU."""
+        kept: list[Lease] = []
+        for lease in leases:
+            if self.hand.reserve(lease, needs):
+                kept.append(lease)
+            else:
+                self._outbox.release([lease])
+        return kept
+
     def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
         """Keeps what was claimed, or hands it back when it can't be run here."""
         try:
@@ -208,6 +249,8 @@ class Intake:
             self._outbox.release(leases)
             raise
         else:
+            if active.spec.needs:
+                leases = self._with_room(leases, active.spec.needs)
             self._keeper.hold(run, {lease.member for lease in leases}, visibility_seconds)
             if self._stage is not None and active.staged:
                 self.hand.expect(leases)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ppss_queue.command import ItemValues
 from ppss_queue.model import Lease
 from ppss_worker.functions import FunctionHost
 from ppss_worker.process import Child, Spawner
-from ppss_worker.runs import ActiveRun
+from ppss_worker.runs import GPUS, ActiveRun
 from ppss_worker.shell_host import ShellHosts
 from ppss_worker.streams import Stream
 
@@ -31,17 +31,24 @@ class Launcher:
         self._on_answer = on_answer
         self._on_output = on_output
         self._streams: dict[int, Stream] = {}
-        self._hosts: dict[int, tuple[str, FunctionHost]] = {}
-        """Run and process by slot."""
+        self._hosts: dict[int, tuple[tuple[str, str | None], FunctionHost]] = {}
+        """What it was made for, and process, by slot."""
         self._shells = ShellHosts(spawner)
 
-    def start(self, lease: Lease, run: ActiveRun, values: ItemValues, directory: str) -> Child:
-        """`directory`: where a command runs. Raises SpawnFailed, DirectoryMissing, MachineFailed."""
+    def start(
+        self, lease: Lease, run: ActiveRun, values: ItemValues, own: Mapping[str, str], directory: str
+    ) -> Child:
+        """`own`: what this attempt alone sees (ActiveRun.variables); `directory`: where a command runs.
+
+        Raises SpawnFailed, DirectoryMissing, MachineFailed.
+        """
+        if GPUS in own:
+            self._leave_gpus(own[GPUS], but=(values.slot, run.id))
         if run.function is not None:
-            return self._call(run, run.function, lease, values)
+            return self._call(run, run.function, values, own)
         assert run.command is not None
         invocation = run.command.bind(values)
-        own = {**run.variables(lease, values), **invocation.variables}
+        own = {**own, **invocation.variables}
         in_place = directory == run.spec.directory  # that is where the shells wait
         if run.command.unaware and self._on_output is None and in_place:
             child = self._shells.start(run, values.slot, own)
@@ -85,13 +92,24 @@ class Launcher:
             _, (_, host) = self._hosts.popitem()
             host.close()
 
-    def _call(self, run: ActiveRun, name: str, lease: Lease, values: ItemValues) -> Child:
-        known, host = self._hosts.pop(values.slot, ("", None))
-        if host is not None and (known != run.id or host.child.reaped):
+    def _leave_gpus(self, names: str, *, but: tuple[int, str]) -> None:
+        """Ends the processes that wait for items and may still fill the memory of these GPUs: not that of (slot, run)
+        which has used just these."""
+        for slot, ((run, used), host) in list(self._hosts.items()):
+            if (slot, run) == but and used == names:
+                continue
+            if used is not None and not set(names.split(",")).isdisjoint(used.split(",")):
+                host.close()
+                del self._hosts[slot]
+
+    def _call(self, run: ActiveRun, name: str, values: ItemValues, own: Mapping[str, str]) -> Child:
+        wanted = run.id, own.get(GPUS)  # a process that has once used a GPU can't leave it
+        known, host = self._hosts.pop(values.slot, (None, None))
+        if host is not None and (known != wanted or host.child.reaped):
             host.close()
             host = None
         if host is None:
             host = FunctionHost(self._spawner, self._selector, name, run.environment, run.spec.directory)
-        self._hosts[values.slot] = run.id, host
-        host.call(values.item, run.variables(lease, values), partial(self._on_answer, host.child.pid))
+        self._hosts[values.slot] = wanted, host
+        host.call(values.item, own, partial(self._on_answer, host.child.pid))
         return host.child

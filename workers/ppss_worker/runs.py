@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ppss_queue.command import Command, ItemValues, output_file_of, parse_command
@@ -15,6 +15,7 @@ from ppss_queue.store import Store
 from ppss_worker.maps import NO_MAPS, PathMaps
 from ppss_worker.staging import Staging
 
+GPUS = "CUDA_VISIBLE_DEVICES"
 LEFT_ALONE_SECONDS = 60.0
 """Before a run that could not be run here is tried again: its directory may have been mounted meanwhile."""
 
@@ -86,7 +87,7 @@ class ActiveRun:
         _, base = self.place_of(item)
         return ItemValues(path, item.name, item.seq, slot, output_dir, base)
 
-    def variables(self, lease: Lease, values: ItemValues) -> dict[str, str]:
+    def variables(self, lease: Lease, values: ItemValues, gpus: Sequence[str] = ()) -> dict[str, str]:
         """The environment of one attempt, on top of `environment`."""
         seen = {
             "ITEM": values.item,
@@ -98,6 +99,8 @@ class ActiveRun:
         }
         if values.output_dir:
             seen["OUTPUT_DIR"] = values.output_dir
+        if gpus:
+            seen[GPUS] = ",".join(gpus)
         return seen
 
 

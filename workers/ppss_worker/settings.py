@@ -7,6 +7,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from ppss_worker.maps import NO_MAPS, PathMaps
+from ppss_worker.offer import NO_OFFER, Offer
 
 
 class Stop(IntEnum):
@@ -58,3 +59,5 @@ class Settings:
     """The observer prints what commands print, so nobody else needs to be told."""
     stage: StageSettings | None = None
     """None: nothing can be staged here."""
+    offer: Offer = NO_OFFER
+    """For items that say what they need."""

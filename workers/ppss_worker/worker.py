@@ -41,6 +41,7 @@ from ppss_worker.observer import Observer
 from ppss_worker.orders import Orders
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing, Spawner
+from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
@@ -80,11 +81,13 @@ class Worker:
         self._calls = Calls(keys, self.name, os.urandom(4).hex())
         self._link = Link(connection)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
+        self._room = Room(settings.offer, settings.state_directory / "gpus")
         self._claims = Claims(
             connection.clone(name="ppss-wake"),
             self._link,
             self._calls,
             keys,
+            self._room,
             runs=settings.runs,
             has_command=settings.command is not None,
             left_alone=lambda now: self._runs.left_alone(now),
@@ -120,7 +123,14 @@ class Worker:
             self._link, self._calls, keys, settings.state_directory, self._runs, self._holds_items_of
         )
         self._intake = Intake(
-            settings, self._runs, self._stage, self._outbox, self._keeper, observer.warn, self._fail
+            settings,
+            self._runs,
+            self._stage,
+            self._outbox,
+            self._keeper,
+            self._room,
+            observer.warn,
+            self._fail,
         )
         self._hand = self._intake.hand
         self._pace = Pace()
@@ -180,6 +190,7 @@ class Worker:
             guardian = Guardian.start()
             stack.callback(guardian.close)
             stack.callback(self._intake.numbers.close)
+            stack.callback(self._room.close)
             self._intake.resize(self._settings.slots)
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
@@ -305,7 +316,7 @@ class Worker:
     def _begin(self, lease: Lease, slot: int) -> None:
         """Raises what no other item would survive either."""
         try:
-            begun = self._attempts.begin(lease, self._runs.get(lease.run), slot)
+            begun = self._attempts.begin(lease, self._runs.get(lease.run), slot, self._hand.gpus(slot))
         except (BadInput, DirectoryMissing) as error:
             begun = False
             self._outbox.release([lease])
@@ -398,6 +409,9 @@ class Worker:
             "leased": len(self._attempts) + len(self._hand),
             "rate": f"{self._pace.per_second(self._attempts.ended_count):.3f}",
             "stopping": int(self._stop > Stop.NO),
+            "gpus": self._room.total.gpus,
+            "cpus": self._room.total.cpus,
+            "memory_bytes": self._room.total.memory_bytes,
         }
         stage = self._stage.facts if self._stage is not None else {}
         return self._calls.heartbeat(facts, {**machine_facts(), **stage})

@@ -1,0 +1,222 @@
+"""What a machine has, which GPUs are free among all workers, and the room that is left for items."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ppss_worker import capacity
+from ppss_worker.gpus import GpuLocks
+from ppss_worker.hand import Hand
+from ppss_worker.offer import Offer
+from ppss_worker.room import OVERTAKERS, Room
+
+from ppss_queue.errors import MachineFailed
+from ppss_queue.model import Item, Lease
+from ppss_queue.resources import NOTHING, Resources
+
+ONE_CPU = Resources(cpus=1)
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ppss_worker.gpus import GpuLocks
+print(*GpuLocks(sys.argv[2:], Path(sys.argv[1])).take(len(sys.argv) - 2), flush=True)
+time.sleep(60)
+"""
+
+
+def holder(directory: Path, *names: str) -> subprocess.Popen[str]:
+    """Another worker, which holds these GPUs."""
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory), *names],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().split() == list(names)
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def program(directory: Path, text: str) -> str:
+    """A directory for PATH with an nvidia-smi that does this."""
+    directory.mkdir()
+    path = directory / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+# GPUs
+
+
+def test_a_gpu_is_held_by_one_of_all_workers_until_it_dies(tmp_path: Path) -> None:
+    locks = GpuLocks(["0", "1", "MIG-a/1/0"], tmp_path / "new" / "gpus")
+    other = holder(tmp_path / "new" / "gpus", "1")
+    assert (locks.count_free(), locks.count_elsewhere()) == (2, 1)
+    assert locks.take(3) is None
+    assert locks.count_free() == 2, "it holds all of them or none"
+    assert locks.take(1) == ("0",)
+    assert (locks.count_free(), locks.count_elsewhere()) == (1, 1)
+    kill(other)
+    assert locks.take(2) == ("1", "MIG-a/1/0")
+    locks.give_back(["1"])
+    kill(holder(tmp_path / "new" / "gpus", "1"))
+    locks.close()
+    kill(holder(tmp_path / "new" / "gpus", "0", "1", "MIG-a/1/0"))
+
+
+def test_a_directory_in_which_no_gpu_can_be_locked_is_the_machines_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineFailed, match=r"no GPU can be locked in '.*/file/gpus'"):
+        GpuLocks(["0"], tmp_path / "file" / "gpus").count_free()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [("0,2", ("0", "2")), ("", ()), ("-1", ()), ("1,-1,0", ("1",)), ("GPU-5c, MIG-7", ("GPU-5c", "MIG-7"))],
+)
+def test_a_worker_offers_only_gpus_that_it_may_see_itself(
+    visible: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", "seq 0 7"))
+    assert capacity.gpus() == names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"), [("seq 0 2", ("0", "1", "2")), ("echo No devices were found; exit 6", ()), (":", ())]
+)
+def test_gpus_are_those_that_nvidia_smi_finds(
+    text: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", text))
+    assert capacity.gpus() == names
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("echo NVIDIA-SMI has failed; exit 9", r"failed: NVIDIA-SMI has failed$"),
+        ("exit 3", r"failed: exit 3$"),
+        ("echo what is this", r"failed: what is this$"),
+        ("sleep 60 & wait", r"did not answer within 0\.2 s$"),
+    ],
+)
+def test_an_nvidia_smi_that_fails_or_hangs_tells_of_no_gpus(
+    text: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", program(tmp_path / "bin", text))
+    monkeypatch.setattr(capacity, "_NVIDIA_SMI_SECONDS", 0.2 if "sleep" in text else 20.0)
+    with pytest.raises(MachineFailed, match=why):
+        capacity.gpus()
+
+
+# CPUs and memory
+
+
+def cgroup(directory: Path, file: str, **limits: str) -> tuple[Path, Path]:
+    """What /proc/self/cgroup and /sys/fs/cgroup may look like; `limits` by directory, `__` for `/`."""
+    for name, text in limits.items():
+        place = directory / "fs" / name.replace("__", "/") / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text + "\n")
+    (directory / "proc").write_text("3:cpu,cpuacct:/a/b\n2:memory:/a/b\n1:name=systemd:/x\n0::/a/b\n")
+    return directory / "proc", directory / "fs"
+
+
+def test_cores_are_what_affinity_and_all_cgroups_above_leave(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert capacity.cpus(tmp_path / "none", tmp_path / "none") == cores
+    assert capacity.cpus(*cgroup(tmp_path, "cpu.max", a__b="max 100000", a="150000 100000")) == 1
+    assert capacity.cpus(*cgroup(tmp_path, "cpu.max", a="50000 100000")) == 1, "at least one"
+    assert capacity.cpus(*cgroup(tmp_path, "cpu.max", a="900000000 100000")) == cores
+
+
+def test_cores_and_memory_are_limited_by_the_older_cgroups_too(tmp_path: Path) -> None:
+    cgroup(tmp_path, "cpu.cfs_period_us", cpu__a="100000")
+    assert capacity.cpus(*cgroup(tmp_path, "cpu.cfs_quota_us", cpu__a="100000")) == 1
+    limits = {"memory__a": str(2**20), "memory__a__b": str(2**63 - 4096)}
+    assert capacity.memory_bytes(*cgroup(tmp_path, "memory.limit_in_bytes", **limits)) == 2**20
+
+
+def test_memory_is_that_of_the_machine_or_what_a_cgroup_leaves(tmp_path: Path) -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert capacity.memory_bytes(tmp_path / "none", tmp_path / "none") == whole
+    assert capacity.memory_bytes(*cgroup(tmp_path, "memory.max", a__b="max", a="1048576")) == 2**20
+    limit = tmp_path / "fs" / "memory.max"  # of the container, which is all that it sees
+    limit.write_text("4096\n")
+    assert capacity.memory_bytes(*cgroup(tmp_path, "memory.max")) == 4096
+
+
+def test_what_is_said_goes_before_what_the_machine_has() -> None:
+    assert Offer.here(["5"], 100, 2**50) == Offer(("5",), 100, 2**50)
+    assert Offer.here([]).total == Resources(0, capacity.cpus(), capacity.memory_bytes())
+
+
+# Room
+
+
+def test_room_is_what_is_left_and_comes_back(tmp_path: Path) -> None:
+    room = Room(Offer(("0", "1"), 4, 100), tmp_path)
+    assert room.free == Resources(2, 4, 100)
+    first = room.take("a", Resources(1, 3, 60))
+    assert first is not None and first.gpus == ("0",)
+    assert room.free == Resources(1, 1, 40)
+    assert room.take("b", Resources(cpus=2)) is None
+    second = room.take("b", Resources(1, 1, 40))
+    assert second is not None and second.gpus == ("1",)
+    assert room.free == NOTHING
+    room.give_back(first)
+    room.give_back(second)
+    assert room.free == room.total
+
+
+def test_room_is_kept_for_a_run_that_too_many_items_overtook(tmp_path: Path) -> None:
+    room = Room(Offer(cpus=100), tmp_path)
+    room.wait(["big", "huge"])
+    for _ in range(OVERTAKERS):
+        assert not room.kept_for
+        assert room.take("small", ONE_CPU)
+        room.wait(["huge", "big", "small"])
+    assert room.kept_for in ("big", "huge"), "not the run that is served"
+    room.wait(["huge", "small"])
+    assert room.kept_for == "huge", "the other has nothing left to do here"
+    assert room.take("huge", ONE_CPU)
+    assert not room.kept_for
+
+
+def test_a_hand_gives_room_back_when_an_item_ends_is_handed_back_or_lost(tmp_path: Path) -> None:
+    room = Room(Offer(("7",), 4), tmp_path)
+    hand = Hand(room)
+    first, second, third = (Lease("r", "1-n", Item(seq, str(seq)), 0, 0) for seq in (1, 2, 3))
+    assert hand.reserve(first, Resources(1, 2)) and hand.reserve(second, ONE_CPU)
+    assert not hand.reserve(third, Resources(gpus=1))
+    hand.add([first, second, third])
+    assert not hand.vacate(1)
+    hand.free(1)
+    assert hand.deal() == [(first, 1)]
+    assert (hand.gpus(1), hand.gpus(2), room.free) == (("7",), (), Resources(0, 1))
+    assert hand.give_up() == [second, third]
+    assert room.free == Resources(0, 2)
+    assert hand.vacate(1) and not hand.gpus(1)
+    assert room.free == room.total
+    assert hand.reserve(second, ONE_CPU)
+    hand.expect([second])
+    hand.lose({second.member})
+    assert room.free == room.total
