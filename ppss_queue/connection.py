@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from hiredis import ProtocolError, Reader
 
 from ppss_queue.address import Address
-from ppss_queue.dial import CONNECT_SECONDS, dial, undelivered, would_block
+from ppss_queue.dial import CONNECT_SECONDS, Tls, dial, undelivered, would_block
 from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed, Unavailable
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.resp import Argument, packed, pieces
@@ -54,15 +54,17 @@ class Connection:
         name: str = "ppss",
         patience_seconds: float | None = None,
         line: Line | None = None,
+        tls: Tls | None = None,
     ) -> None:
         """Not open yet. `name` is what CLIENT LIST shows, without blanks.
 
         `patience_seconds`: how long a call waits for a server that says nothing; None: for ever.
-        `line`: what leads to `address.via`.
+        `line`: what leads to `address.via`; `tls`: of another connection to this server.
         """
         self.address = address
         self.line = line
         """The SSH connection that this one goes through, shared with all its clones; None: there is none."""
+        self._tls = tls or Tls()
         self._patience_seconds = patience_seconds
         self.server: ServerInfo | None = None
         """Set by `check_server`."""
@@ -100,7 +102,11 @@ class Connection:
         """Open another connection to the same server, as patient unless told otherwise; raises like `open`."""
         patience_seconds = self._patience_seconds if patience_seconds is None else patience_seconds
         other = Connection(
-            self.address, name=name or self._name, patience_seconds=patience_seconds, line=self.line
+            self.address,
+            name=name or self._name,
+            patience_seconds=patience_seconds,
+            line=self.line,
+            tls=self._tls,
         )
         other.reopen()
         other.server = self.server
@@ -286,7 +292,7 @@ class Connection:
 
     def _dial(self, address: Address) -> None:
         try:
-            self._socket = dial(address, self.line)
+            self._socket = dial(address, self._tls, self.line)
         except (OSError, ValueError) as error:  # ValueError: a host that is no name, a path with NUL
             raise connection_failure(error, self.address, opened=False) from None
         self._socket.setblocking(False)

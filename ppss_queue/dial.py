@@ -8,20 +8,37 @@ from typing import TYPE_CHECKING
 from ppss_queue.address import Address
 
 if TYPE_CHECKING:
+    import ssl
+
     from ppss_queue.ssh.line import Channel, Line
 
 CONNECT_SECONDS = 5.0
 """For the connect, for TLS, and again for the replies to the login."""
 
 
-def dial(address: Address, line: Line | None = None) -> socket.socket:
+class Tls:
+    """Checks certificates. By whom they may be signed is read once: SSL_CERT_FILE may be relative, workers move about."""
+
+    def __init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+
+    def wrapped(self, opened: socket.socket, host: str) -> socket.socket:
+        """The socket after the handshake. Raises OSError."""
+        if self._context is None:
+            import ssl  # costs as much as Python's own start
+
+            self._context = ssl.create_default_context()
+        return self._context.wrap_socket(opened, server_hostname=host)
+
+
+def dial(address: Address, tls: Tls, line: Line | None = None) -> socket.socket:
     """A connected socket, TLS included (certificates are checked); it waits at most CONNECT_SECONDS.
 
     `line` leads to `address.via`, if there is one. Raises OSError, of which ssl.SSLError is one, or UnicodeError or
     ValueError for a name that can't be one; what the line raises is told already.
     """
     if line is not None:
-        return _through(line, address)
+        return _through(line, address, tls)
     if address.scheme == "unix":
         return _unix(address.path)
     ((host, port),) = address.hosts
@@ -31,7 +48,7 @@ def dial(address: Address, line: Line | None = None) -> socket.socket:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _keepalive().items():
             opened.setsockopt(socket.IPPROTO_TCP, option, value)
-        return _with_tls(opened, host) if address.scheme == "rediss" else opened
+        return tls.wrapped(opened, host) if address.scheme == "rediss" else opened
     except BaseException:
         opened.close()
         raise
@@ -61,13 +78,13 @@ def open_channel(line: Line, address: Address) -> Channel:
     return line.open_tcp(host, port)
 
 
-def _through(line: Line, address: Address) -> socket.socket:
+def _through(line: Line, address: Address, tls: Tls) -> socket.socket:
     opened = line.as_socket(open_channel(line, address))
     if address.scheme != "rediss":
         return opened
     try:
         opened.settimeout(CONNECT_SECONDS)
-        return _with_tls(opened, address.hosts[0][0])
+        return tls.wrapped(opened, address.hosts[0][0])
     except BaseException:
         opened.close()
         raise
@@ -82,12 +99,6 @@ def _unix(path: str) -> socket.socket:
     except BaseException:
         opened.close()
         raise
-
-
-def _with_tls(opened: socket.socket, host: str) -> socket.socket:
-    import ssl  # costs as much as Python's own start
-
-    return ssl.create_default_context().wrap_socket(opened, server_hostname=host)
 
 
 def _keepalive() -> dict[int, int]:

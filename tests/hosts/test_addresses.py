@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -91,6 +92,41 @@ def test_the_sentinels_behind_the_host_name_the_master_behind_it(lab: Lab) -> No
     url = f"{URL}/redis+sentinel://127.0.0.1:7001/main/1"
     done = ppss(lab["n1"], "run", "--keep-output", "--url", url, "--", "echo", "x{}", stdin="1\n")
     assert (done.code, done.out) == (0, "x1\n"), done
+
+
+def test_a_redis_behind_the_host_may_talk_tls(lab: Lab) -> None:
+    """Its certificate is checked on the node; files go by SFTP."""
+    master, n1 = lab.master, lab["n1"]
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    master.run([*_MAKE_CERTIFICATE.split(), "-addext", "subjectAltName=IP:127.0.0.1"])
+    program = shutil.which("redis-server") or ""
+    options = "--tls-port 7443 --port 0 --tls-auth-clients no --tls-cert-file cert --tls-key-file key"
+    server = master.popen([program or "false", *options.split(), "--save", "", "--appendonly", "yes"])
+    wait_until(
+        lambda: ":7443 " in master.run(["ss", "-ltn"]).stdout or server.poll() is not None, "it listens"
+    )
+    if server.poll() is not None:
+        pytest.skip("no redis-server with TLS on PATH (apt-get install redis-server)")
+    certificate = master.read("cert")
+    redis = "rediss://127.0.0.1:7443"
+    trusting = {"SSL_CERT_FILE": "cert"}
+    master.write("in/x", bytes(range(256)) * 4000)
+    words = ["enqueue", "in", "--stage", "-o", "out", "--url", redis, "--", "cp", "{}", "{out}"]
+    assert ppss(master, *words, env=trusting).code == 0
+    worker = ["worker", "--burst", "--url", f"{URL}/{redis}"]
+    assert "is not trusted (self-signed certificate)" in ppss(n1, *worker).refused(3)
+    n1.write("cert", certificate)
+    done = ppss(n1, *worker, env=trusting)
+    assert done.code == 0 and "ended: 1 succeeded" in done.err, done
+    assert master.read("out/x") == bytes(range(256)) * 4000
+    assert "whether it wants TLS (rediss://)" in ppss(n1, *worker[:-1], f"{URL}/redis://127.0.0.1:7443").refused(3)
+
+
+_MAKE_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test "
+    "-keyout key -out cert"
+)
 
 
 def _redis(host: Host, port: int) -> None:
