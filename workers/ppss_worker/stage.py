@@ -100,6 +100,11 @@ class Stage:
         limit = self._space.limit_bytes
         return {"scratch_free": self._space.free_bytes, **({"scratch_limit": limit} if limit else {})}
 
+    @property
+    def held_up(self) -> str:
+        """Why outputs can't go home now, as a sentence; "" if they can."""
+        return self._uploading.held_up
+
     def drop(self, members: Collection[str]) -> None:
         """These items are not begun here."""
         gone = members & self._coming.keys()

@@ -86,6 +86,8 @@ class Uploading:
         self._refused: dict[str, Backoff] = {}
         """Runs whose outputs the master can't take now, a full disk say: others need not wait for it."""
         self._answers: deque[Callable[[], None]] = deque()
+        self.held_up = ""
+        """What the master, or the line to it, had against the last outputs; "" once some are taken."""
         self._got_on = False
         """Whether the master has answered with anything but trouble since the last one."""
         self._stopping = False
@@ -155,6 +157,7 @@ class Uploading:
                     self._send(upload)
             except PpssError as error:
                 self._start_over()
+                self.held_up = str(error)
                 if self._got_on:
                     self._got_on = False
                     backoff.reset()
@@ -252,9 +255,11 @@ class Uploading:
                 self._refused.setdefault(upload.lease.run, Backoff()).begin()
                 self._gather_anew(upload)
                 self._add(upload)
+                self.held_up = str(error)
                 self._on_trouble(f"{error} Outputs of run {upload.lease.run} wait on this node until then.")
                 return
             self._refused.pop(upload.lease.run, None)
+            self.held_up = ""
             if "outputs" not in header:
                 self._live.pop(upload, None)
             self._answers.append(answer)

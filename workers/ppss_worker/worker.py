@@ -28,6 +28,7 @@ from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
+from ppss_worker.draining import Draining
 from ppss_worker.guardian import Guardian
 from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.intake import Intake
@@ -139,6 +140,7 @@ class Worker:
         self._failure: Exception | None = None
         self._deliver_until = math.inf
         self._lifeline = Lifeline(self._link, self._claims, observer.warn)
+        self._draining = Draining(observer.warn)
 
     # What it is asked from outside
 
@@ -239,6 +241,8 @@ class Worker:
             self._attempts.give_up_deliveries()
         else:
             waits.append(self._deliver_until - now)
+        if self._stop is Stop.DRAIN and self._stage is not None and not self._attempts.commands:
+            self._draining.tell(now, len(self._attempts), self._stage.held_up)
         timeout_at = self._attempts.check_timeouts(now)
         if timeout_at is not None:
             waits.append(timeout_at - now)
