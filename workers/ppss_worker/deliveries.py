@@ -6,6 +6,7 @@ gather (for a node: to the master) -> reserve the names, which also asks whether
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from ppss_queue.calls import Calls
@@ -14,7 +15,19 @@ from ppss_queue.errors import LeaseLost, PpssError, ServiceFailed
 from ppss_queue.model import Lease, Outcome, seq_of_job
 from ppss_queue.replies import read_members
 from ppss_worker.link import Link
+from ppss_worker.publishing import SCRATCH, OutputRefused
 from ppss_worker.running import Running, Scratch
+
+_TRIES = 3
+"""To gather outputs whose scratch somebody removes meanwhile."""
+
+
+@dataclass(slots=True)
+class _Delivery:
+    running: Running
+    outcome: Outcome
+    removed: int = 0
+    """How often its scratch vanished on the master."""
 
 
 class Deliveries:
@@ -27,21 +40,20 @@ class Deliveries:
         self._link = link
         self._calls = calls
         self._on_over = on_over
-        self._under_way: dict[str, tuple[Running, Outcome]] = {}
+        self._under_way: dict[str, _Delivery] = {}
 
     def __len__(self) -> int:
         return len(self._under_way)
 
     @property
     def leases(self) -> Iterator[Lease]:
-        for running, _ in self._under_way.values():
-            yield running.lease
+        for delivery in self._under_way.values():
+            yield delivery.running.lease
 
     def lose(self, members: Collection[str]) -> None:
         """These leases are someone else's: what of them is not published yet never will be."""
         for member in members & self._under_way.keys():
-            running, _ = self._under_way[member]
-            running.stopped = "lost"
+            self._under_way[member].running.stopped = "lost"
             self._over(member, LeaseLost("the item was given to another attempt"))  # which discards them
 
     def give_up(self) -> None:
@@ -54,26 +66,23 @@ class Deliveries:
             self._on_over(running, outcome, None)
             return
         member = running.lease.member
-        self._under_way[member] = (running, outcome)
-        running.scratch.gather(
-            partial(self._gathered, member, running.scratch), partial(self._failed, member)
-        )
+        self._under_way[member] = _Delivery(running, outcome)
+        self._gather(member, running.scratch)
+
+    def _gather(self, member: str, scratch: Scratch) -> None:
+        scratch.gather(partial(self._gathered, member, scratch), partial(self._failed, member))
 
     def _gathered(self, member: str, scratch: Scratch, names: Sequence[str], round: int) -> None:
         found = self._under_way.get(member)
         if found is not None:
-            call = self._calls.reserve(found[0].lease, names)
+            call = self._calls.reserve(found.running.lease, names)
             self._link.send(call, partial(self._reserved, member, scratch, round))
 
     def _reserved(self, member: str, scratch: Scratch, round: int, reply: Reply) -> None:
         if member not in self._under_way:
             return
-        running, _ = self._under_way[member]
-        if reply is None:
-            self._over(member, ServiceFailed("Redis refused to reserve the names of outputs."))
-        elif running.stopped == "lost" or not isinstance(reply, list):
-            self._over(member, LeaseLost("the item was given to another attempt"))
-        else:
+        running = self._under_way[member].running
+        if self._is_ours(member, reply) and isinstance(reply, list):
             parts = read_members(reply)
             taken = {
                 name: (seq_of_job(job), item)
@@ -89,16 +98,38 @@ class Deliveries:
 
     def _failed(self, member: str, error: PpssError) -> None:
         found = self._under_way.get(member)
-        if isinstance(error, LeaseLost) and found is not None and found[0].stopped != "lost":
-            # Redis has not said so: somebody removed the scratch. To release a lease that is lost does no harm.
-            error = ServiceFailed("the scratch of its outputs is gone.")
-        self._over(member, error)
+        if isinstance(error, LeaseLost) and found is not None and found.running.stopped != "lost":
+            # Its scratch vanished. Whether a newer attempt did that is for Redis to say.
+            found.removed += 1
+            self._link.send(self._calls.reserve(found.running.lease, ()), partial(self._removed, member))
+        else:
+            self._over(member, error)
+
+    def _removed(self, member: str, reply: Reply) -> None:
+        """Somebody else removed the scratch, if the lease is still ours: the command need not run again for that."""
+        if member not in self._under_way or not self._is_ours(member, reply):
+            return
+        delivery = self._under_way[member]
+        scratch = delivery.running.scratch
+        if delivery.removed < _TRIES and scratch is not None:
+            self._gather(member, scratch)
+        else:
+            reason = f"lost its outputs {_TRIES} times on their way home: something removes {SCRATCH!r} there"
+            self._over(member, OutputRefused(reason))
+
+    def _is_ours(self, member: str, reply: Reply) -> bool:
+        """Whether `reserve` says so; the delivery is over if not."""
+        if reply is None:
+            self._over(member, ServiceFailed("Redis refused to reserve the names of outputs."))
+        elif self._under_way[member].running.stopped == "lost" or not isinstance(reply, list):
+            self._over(member, LeaseLost("the item was given to another attempt"))
+        else:
+            return True
+        return False
 
     def _over(self, member: str, error: PpssError | None) -> None:
         found = self._under_way.pop(member, None)
         if found is not None:
-            running, outcome = found
-            lost = running.stopped == "lost" and error is not None
-            self._on_over(
-                running, outcome, LeaseLost("the item was given to another attempt") if lost else error
-            )
+            if found.running.stopped == "lost" and error is not None:
+                error = LeaseLost("the item was given to another attempt")
+            self._on_over(found.running, found.outcome, error)

@@ -31,7 +31,7 @@ from ppss_worker.trees import OWNER_ALL
 REFUSED = "refused"
 """Kind of a failure: the outputs can't be published; the item has failed."""
 LOST = "lost"
-"""A newer attempt removed the scratch."""
+"""The scratch was removed: by a newer attempt, or by somebody else."""
 MACHINE = "machine"
 """The master's disk failed."""
 
@@ -99,6 +99,8 @@ class _Upload:
         self._modes: dict[str, int] = {"": OWNER_ALL}
         """Directories made here: nothing is written into any other, through a link say."""
         self._file: Receiving | None = None
+        self._begun = 0
+        """Files and links so far."""
 
     def take(self, op: str, header: Header, data: bytes) -> None:
         if self._failure is not None or self.attempt is None:
@@ -115,8 +117,10 @@ class _Upload:
                 self.attempt.make_directory(path)
                 self._modes[path] = int(str(header["mode"])) & 0o7777
             elif op == "link":
+                self._begun += 1
                 self.attempt.make_link(path, str(header["target"]))
             elif op == "file":
+                self._begun += 1
                 self._file = self.attempt.receive(path, header)
 
     def finish(self) -> list[str]:
@@ -131,6 +135,8 @@ class _Upload:
                 if path:
                     self.attempt.set_mode(path, self._modes[path])
             names = self.attempt.outputs()
+            if sum(not name.endswith("/") for name in names) != self._begun:
+                raise LeaseLost("files in its scratch were removed")
         if self._failure is not None:
             raise self._failure
         return names
@@ -149,7 +155,10 @@ class _Upload:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if isinstance(error, TransferFailed) and error.kind == REFUSED:
+        is_local = isinstance(error, (OSError, OutputRefused))
+        if is_local and self.attempt is not None and not self.attempt.is_there():
+            self._failure = LeaseLost("its scratch was removed, by a newer attempt of the item unless by others")
+        elif isinstance(error, TransferFailed) and error.kind == REFUSED:
             self._failure = OutputRefused(str(error))
         elif isinstance(error, TransferFailed):
             self._failure = OutputRefused(f"could not be read to its end: {error}")
@@ -159,9 +168,7 @@ class _Upload:
             scratch = f"{self.attempt.directory}/" if self.attempt is not None else ""
             if scratch and str(error.filename).startswith(scratch):
                 path = str(error.filename).removeprefix(scratch)  # of an earlier message, perhaps
-            if self.attempt is not None and not self.attempt.is_there():
-                self._failure = LeaseLost("a newer attempt of the item removed its scratch")
-            elif error.errno in MACHINE_ERRORS:
+            if error.errno in MACHINE_ERRORS:
                 where = self.attempt.directory if self.attempt else path
                 self._failure = machine_failed(where, error)
             else:
