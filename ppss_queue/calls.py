@@ -34,6 +34,8 @@ class Claimed:
     """A run that was made by a newer PPSS."""
     waiting: Mapping[str, Resources]
     """Runs that have items for which there is not room enough, with what an item needs."""
+    others: bool
+    """Whether there are other nodes than this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Wishes:
     """Workers that were there at this time are to stop; 0: none is."""
     stop_now: bool = False
     """Without finishing what runs."""
+    doubt: str = ""
+    """Why the node would be quarantined if it were not the last; empty: it would not be."""
 
 
 class Calls:
@@ -123,6 +127,19 @@ class Calls:
             flat += (lease.member, outcome.to_json(), f"{outcome.seconds:.6f}", wait, told)
         return Call(self._keys, "fail", tuple(flat))
 
+    def doubt(
+        self, lease: Lease, outcome: Outcome, delay: float | None, *, in_a_row: int, proven: bool
+    ) -> Call:
+        """Asks for a second opinion on a failure: answered with 1 if the item went back to be tried elsewhere.
+
+        `delay`: seconds until the next attempt should nobody try it, or None.
+        `in_a_row`: failures on this worker, this one included; `proven`: whether an item succeeded here before.
+        """
+        code = "" if outcome.exit_code is None else outcome.exit_code
+        wait = "" if delay is None else f"{delay:.6f}"
+        told = (outcome.to_json(), f"{outcome.seconds:.6f}", wait, code, in_a_row, int(proven))
+        return Call(self._keys, "doubt", (lease.run, self._worker, lease.member, *told))
+
     def release(self, run: str, leases: Iterable[Lease]) -> Call:
         return Call(self._keys, "release", (run, self._worker, *(lease.member for lease in leases)))
 
@@ -154,7 +171,7 @@ def read_claim(reply: Reply) -> Claimed:
     parts = as_list(reply)
     leases: list[Lease] = []
     visibility: dict[str, float] = {}
-    for batch in parts[4:]:
+    for batch in parts[5:]:
         values = [text(value) for value in as_list(batch)]
         run, token = values[0], values[1]
         visibility[run] = float(values[2])
@@ -172,6 +189,7 @@ def read_claim(reply: Reply) -> Claimed:
         suspended=open_runs < 0,
         newer_run=text(parts[2]) or None,
         waiting=dict(zip(waiting[::2], map(Resources.decode, waiting[1::2]), strict=True)),
+        others=integer(parts[4]) == 1,
     )
 
 
@@ -212,5 +230,5 @@ def read_renewed(run: str, reply: Reply) -> Renewed:
 
 def read_wishes(reply: Reply) -> Wishes:
     """The answer to a heartbeat."""
-    at, paused, slots, stop, how = read_members(reply)
-    return Wishes(float(at), paused, int(slots) if slots else None, float(stop or 0), how == "now")
+    at, paused, slots, stop, how, doubt = read_members(reply)
+    return Wishes(float(at), paused, int(slots) if slots else None, float(stop or 0), how == "now", doubt)

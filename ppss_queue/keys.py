@@ -18,6 +18,8 @@ Ours, under `ppss:` (P), with who may see what:
 | P events:<run>     | stream | one entry per terminal move: s(eq) t (state) a(ttempt)                      |
 | P outputs:<run>    | hash   | output file -> item that wrote it                                           |
 | P told:<run>       | stream | what items printed on other workers, until `ppss run` has printed it        |
+| P doubts:<run>     | hash   | item -> node that it failed on: another one is to try it (doubt.lua)        |
+| P record:<run>     | hash   | node -> such doubts that were the item's fault; node! -> that were its own  |
 | P nodes            | zset   | node -> when a worker of it was last heard of; until it retires, or a day    |
 | P node:<node>      | hash   | what is wished of it: paused (why) slots stop (when) how id (whose it is)    |
 | P facts:<node>     | hash   | what its machine told last: id hostname version cores load ...; a day        |

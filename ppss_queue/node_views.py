@@ -51,7 +51,7 @@ class NodeView:
     name: str
     state: NodeState
     reason: str
-    """Why it is paused or quarantined; empty otherwise."""
+    """Why it is paused or quarantined, or would be if it were not the last node; what of a run can't be run there."""
     slots: int
     running: int
     """Items."""
@@ -135,15 +135,16 @@ def nodes(store: Store) -> list[NodeView]:
 def _view(now: float, row: Sequence[Reply]) -> NodeView:
     name, heard, wished, told, *crew = row
     wishes, facts = _fields(wished), _fields(told)
-    workers, running, leased, rate, stopping = [], 0, 0, 0.0, 0
+    workers, running, leased, rate, stopping, troubles = [], 0, 0, 0.0, 0, set()
     for worker in crew:
         worker_name, runs, values = as_list(worker)
-        pid, slots, held, pace, stops = read_members(values)
+        pid, slots, held, pace, stops, trouble = read_members(values)
         workers.append(NodeWorker(text(worker_name), int(pid or 0), int(slots or 0)))
         running += integer(runs)
         leased += int(held or 0)
         rate += float(pace or 0)
         stopping += stops == "1"
+        troubles.update([trouble] if trouble else [])
     reason = wishes.get("paused", "")
     if not workers:
         state = NodeState.LOST
@@ -156,7 +157,7 @@ def _view(now: float, row: Sequence[Reply]) -> NodeView:
     return NodeView(
         name=text(name),
         state=state,
-        reason=reason.removeprefix(QUARANTINED),
+        reason=reason.removeprefix(QUARANTINED) or facts.get("doubt", "") or "; ".join(sorted(troubles)),
         slots=sum(worker.slots for worker in workers),
         running=running,
         leased=max(leased, running),

@@ -17,6 +17,7 @@ _SIGNS = {
     Verdict.SUCCEEDED: "←",
     Verdict.FAILED: "!",
     Verdict.RETRY: "↻",
+    Verdict.ELSEWHERE: "→",
     Verdict.RELEASED: "⤺",
     Verdict.LOST: "?",
 }
@@ -70,4 +71,6 @@ def describe(ended: Ended) -> str:
         parts.append(f'"{outcome.last_line}"')
     if ended.verdict is Verdict.RETRY:
         parts.append(f"again in {format_duration(ended.retry_seconds or 0)}")
+    elif ended.verdict is Verdict.ELSEWHERE:
+        parts.append("may be this node's fault: tried on another one")
     return " · ".join(parts)

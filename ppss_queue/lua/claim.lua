@@ -1,7 +1,7 @@
 -- Leases up to `want` items of the open runs to a worker; expired leases and due retries come first.
 -- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
 --          a run newer than this worker or '', {run, what an item needs, ...} of runs for which there is no room,
---          batch...}
+--          1 if other nodes are there or 0, batch...}
 -- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
 --       runs without one or 0, GPUs, CPUs and bytes of memory that are free there, run for whose next item these
@@ -12,9 +12,10 @@ if refused then return refused end
 local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('EXISTS', R .. 'suspended') == 1 then
   local left = redis.call('PTTL', R .. 'suspended')
-  return { left > 0 and tostring(left / 1000) or '', -1, '', {} }
+  return { left > 0 and tostring(left / 1000) or '', -1, '', {}, 0 }
 end
-if redis.call('HEXISTS', node_key(node_of(worker)), 'paused') == 1 then want = 0 end
+local node = node_of(worker)
+if redis.call('HEXISTS', node_key(node), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
 for index = 12, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')
@@ -23,6 +24,9 @@ end
 
 -- RQ's form (zlib, base64) of 'lost too often: its worker died'
 local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
+
+-- The same of 'failed on its node, and no other node was left to try it'
+local UNTRIED = 'eJxLS8zMSU1RyM9TyCwpVsjLT0nVUUjMSwGyFPJLMlKLwEIK5YnFCjmpaSUKJfkKJUWVQLUAMzAT0g=='
 
 -- Leases of workers that died. A stock `rq worker` that took items writes the deadline itself as the score.
 local function expired_members(wip, limit)
@@ -89,8 +93,69 @@ local function fair_share(run, limit)
   return math.min(limit, math.max(share, idle))
 end
 
-local function take(run, limit, max_lost, visibility)
-  local jobs = reap(run, limit, max_lost, visibility)
+-- Nobody else tries it: it has failed as it did here.
+local function believe(run, job, delay)
+  if redis.call('LREM', queue_key(run), 1, job) == 0 then return end -- somebody has it just now
+  redis.call('HDEL', doubts_key(run), job)
+  redis.call('HSET', job_key(job), 'guilty', 1)
+  local failures = redis.call('HINCRBY', job_key(job), 'failures', 1)
+  if delay ~= '-' and failures <= tonumber(redis.call('HGET', run_key(run), 'retries')) then
+    redis.call('ZADD', registry('scheduled', run), NOW + tonumber(delay), job)
+    redis.call('HSET', job_key(job), 'status', 'scheduled')
+    return
+  end
+  local outcome = redis.call('HGET', job_key(job), 'outcome')
+  local reason = how_failed(outcome) .. ', and no other node was left to try it'
+  fail_item(run, job, '{"reason":"' .. reason .. '",' .. string.sub(outcome, 2), UNTRIED)
+  check_halt(run)
+end
+
+-- Items of the run that failed on this node, and wait for another one to try them; how many these are.
+local function doubts_here(run)
+  local here, count, alone = {}, 0, nil
+  local doubts = redis.call('HGETALL', doubts_key(run))
+  for index = 1, #doubts, 2 do
+    local job, patience, delay, first = doubts[index], parse_doubt(doubts[index + 1])
+    if first == node then
+      if alone == nil then alone = not other_node(run, node) end
+      local status = redis.call('HGET', job_key(job), 'status')
+      if status == 'queued' and (alone or (tonumber(patience) or NOW) < NOW) then
+        believe(run, job, delay)
+      elseif status ~= 'queued' and status ~= 'started' then -- deleted from a dashboard
+        redis.call('HDEL', doubts_key(run), job)
+      else
+        here[job], count = true, count + 1
+      end
+    end
+  end
+  return here, count
+end
+
+-- Up to `limit` ready items, but those in `doubts`, which stay where they are.
+local function pop(run, limit, doubts, count)
+  if count == 0 then return redis.call('LPOP', queue_key(run), limit) or {} end
+  local popped, left = {}, {}
+  for _, job in ipairs(redis.call('LRANGE', queue_key(run), 0, limit + count - 1)) do
+    local into = (doubts[job] or #popped == limit) and left or popped
+    into[#into + 1] = job
+  end
+  if #popped > 0 then -- else nothing is written: who listens for changes would be woken in vain, this worker too
+    redis.call('LPOP', queue_key(run), #popped + #left)
+    for index = #left, 1, -1 do redis.call('LPUSH', queue_key(run), left[index]) end
+  end
+  return popped
+end
+
+local function take(run, limit, max_lost, visibility, doubts, count)
+  local jobs = {}
+  for _, job in ipairs(reap(run, limit, max_lost, visibility)) do
+    if doubts[job] then
+      redis.call('HSET', job_key(job), 'status', 'queued')
+      redis.call('LPUSH', queue_key(run), job)
+    else
+      jobs[#jobs + 1] = job
+    end
+  end
   if redis.call('HGET', run_key(run), 'state') ~= 'open' then -- halted by those that were lost too often
     for index = #jobs, 1, -1 do
       redis.call('HSET', job_key(jobs[index]), 'status', 'queued')
@@ -102,8 +167,7 @@ local function take(run, limit, max_lost, visibility)
   for _, job in ipairs(jobs) do redis.call('HSET', job_key(job), 'status', 'queued') end
   limit = fair_share(run, limit)
   if #jobs < limit then
-    local ready = redis.call('LPOP', queue_key(run), limit - #jobs)
-    for _, job in ipairs(ready or {}) do
+    for _, job in ipairs(pop(run, limit - #jobs, doubts, count)) do
       if is_ours(run, job) then jobs[#jobs + 1] = job end
     end
   end
@@ -154,7 +218,8 @@ local function has_items(run)
     or #expired_members(registry('wip', run), 1) > 0
 end
 
-local reply, wake, open, empty = { '', 0, '', {} }, nil, 0, {}
+local others = redis.call('ZCOUNT', P .. 'nodes', NOW - 30, '+inf') > 1
+local reply, wake, open, empty = { '', 0, '', {}, others and 1 or 0 }, nil, 0, {}
 local passes = redis.call('ZRANGE', P .. 'open', 0, -1, 'WITHSCORES')
 for index = 1, #passes, 2 do
   local run, pass, batches = passes[index], passes[index + 1], #reply
@@ -169,8 +234,10 @@ for index = 1, #passes, 2 do
     end
     local needs = values[6] and amounts(values[6])
     local most = needs and math.min(want, room_for(run, needs)) or want
-    if can_run and reply[3] ~= run and want > 0 then
-      local jobs = most > 0 and take(run, most, tonumber(values[4]), tonumber(values[2])) or {}
+    local doubts, count = {}, 0
+    if can_run and most > 0 then doubts, count = doubts_here(run) end
+    if can_run and reply[3] ~= run and want > 0 and count < DOUBTS_MAX then
+      local jobs = most > 0 and take(run, most, tonumber(values[4]), tonumber(values[2]), doubts, count) or {}
       if #jobs > 0 then
         local batch, taken = lease(run, jobs, values[2])
         if taken > 0 then

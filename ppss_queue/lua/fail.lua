@@ -7,11 +7,13 @@ go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local retries = tonumber(redis.call('HGET', run_key(run), 'retries'))
 local lost, seconds, failed = {}, 0, 0
+local doubts = redis.call('EXISTS', doubts_key(run)) == 1
 for index = 3, #ARGV, 5 do
   local member, delay = ARGV[index], ARGV[index + 3]
   local job, token = split_member(member)
   if end_lease(run, member) then
     redis.call('HSET', job_key(job), 'token', token, 'worker_name', worker)
+    if doubts then settle_doubt(run, job, node_of(worker), false) end
     local failures = redis.call('HINCRBY', job_key(job), 'failures', 1)
     seconds = seconds + tonumber(ARGV[index + 2])
     if delay ~= '' and failures <= retries then

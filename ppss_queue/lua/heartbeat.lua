@@ -1,6 +1,7 @@
 -- Shows a worker as alive, in RQ's terms too, and tells what is wished of its node.
 -- Returns {time of the server in seconds, why the node is paused or '', this worker's slots or '' (as started),
---          until which time born workers are to stop or '', 'drain' or 'now' or ''}.
+--          until which time born workers are to stop or '', 'drain' or 'now' or '',
+--          why it would be quarantined if it were not the last node, or ''}.
 -- ARGV: worker, seconds after which a silent worker is forgotten, how many words about the worker follow,
 --       field, value, ... about the worker, field, value, ... about its machine
 go_on_when_full()
@@ -29,4 +30,5 @@ if slots then -- they are the node's: its workers share them
     if crew[rank] == worker then slots = slots + 1 end
   end
 end
-return { string.format('%.6f', NOW), wishes[1] or '', slots and tostring(slots) or '', wishes[3] or '', wishes[4] or '' }
+return { string.format('%.6f', NOW), wishes[1] or '', slots and tostring(slots) or '', wishes[3] or '', wishes[4] or '',
+  redis.call('HGET', facts_key(node), 'doubt') or '' }

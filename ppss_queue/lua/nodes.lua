@@ -1,6 +1,6 @@
 -- Everything that is known of the nodes, in one look.
 -- Returns {time of the server, {node, when it was last heard of, {what is wished of it}, {what its machine told},
---          {name, number of items that run, {pid, slots, leased, rate, stopping}} for each worker alive} for each node}.
+--          {name, number of items that run, {pid, slots, leased, rate, stopping, trouble}} for each worker alive} for each node}.
 -- ARGV: none
 local reply = { string.format('%.6f', NOW) }
 local nodes = redis.call('ZRANGEBYSCORE', P .. 'nodes', NOW - LOST_SECONDS, '+inf', 'WITHSCORES')
@@ -11,7 +11,7 @@ for index = 1, #nodes, 2 do
     local key = R .. 'worker:' .. worker
     if redis.call('EXISTS', key) == 1 then
       row[#row + 1] = { worker, redis.call('SCARD', key .. ':executions'),
-        redis.call('HMGET', key, 'pid', 'slots', 'leased', 'rate', 'stopping') }
+        redis.call('HMGET', key, 'pid', 'slots', 'leased', 'rate', 'stopping', 'trouble') }
     end
   end
   reply[#reply + 1] = row

@@ -39,6 +39,7 @@ for _, member in ipairs(redis.call('ZRANGE', registry('wip', run), 0, -1)) do dr
 for _, set in ipairs({ 'wip', 'scheduled', 'finished', 'failed', 'canceled', 'workers', 'clean_registries' }) do
   redis.call('UNLINK', registry(set, run))
 end
-redis.call('UNLINK', run_key(run), P .. 'events:' .. run, P .. 'outputs:' .. run, P .. 'told:' .. run, queue_key(run))
+redis.call('UNLINK', run_key(run), P .. 'events:' .. run, P .. 'outputs:' .. run, P .. 'told:' .. run, queue_key(run),
+  doubts_key(run), record_key(run))
 redis.call('ZREM', P .. 'ended', run)
 return 0

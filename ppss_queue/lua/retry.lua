@@ -24,7 +24,7 @@ local moved = 0
 for _, job in ipairs(jobs) do
   if redis.call('EXISTS', job_key(job)) == 1 then
     redis.call('HSET', job_key(job), 'status', 'queued')
-    redis.call('HDEL', job_key(job), 'failures', 'lost', 'ended_at', 'token')
+    redis.call('HDEL', job_key(job), 'failures', 'lost', 'guilty', 'ended_at', 'token')
     drop_output(run, job)
     redis.call('RPUSH', queue_key(run), job)
     moved = moved + 1

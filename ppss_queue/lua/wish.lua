@@ -15,6 +15,10 @@ if what == 'pause' then
   redis.call('HSET', key, 'paused', value)
 elseif what == 'resume' then
   redis.call('HDEL', key, 'paused')
+  redis.call('HDEL', facts_key(node), 'doubt')
+  for _, run in ipairs(redis.call('ZRANGE', P .. 'runs', 0, -1)) do
+    redis.call('HDEL', record_key(run), node, node .. '!')
+  end
 elseif what == 'slots' and value == '' then
   redis.call('HDEL', key, 'slots')
 elseif what == 'slots' then

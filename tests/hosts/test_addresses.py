@@ -120,7 +120,9 @@ def test_a_redis_behind_the_host_may_talk_tls(lab: Lab) -> None:
     done = ppss(n1, *worker, env=trusting)
     assert done.code == 0 and "ended: 1 succeeded" in done.err, done
     assert master.read("out/x") == bytes(range(256)) * 4000
-    assert "whether it wants TLS (rediss://)" in ppss(n1, *worker[:-1], f"{URL}/redis://127.0.0.1:7443").refused(3)
+    assert "whether it wants TLS (rediss://)" in ppss(
+        n1, *worker[:-1], f"{URL}/redis://127.0.0.1:7443"
+    ).refused(3)
 
 
 _MAKE_CERTIFICATE = (

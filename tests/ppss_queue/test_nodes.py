@@ -9,6 +9,7 @@ import pytest
 from ppss_queue import scripts
 from ppss_queue.calls import Calls, Wishes, read_claim, read_wishes
 from ppss_queue.errors import UnknownNode
+from ppss_queue.model import Lease, Outcome
 from ppss_queue.node_views import NodeState
 from ppss_queue.queue import Queue, connect
 from ppss_queue.scripts import Call
@@ -23,8 +24,9 @@ class Nodes:
     def calls(self, worker: str) -> Calls:
         return Calls(self.queue.keys, worker, f"n{worker}")
 
-    def beat(self, worker: str, machine: str = "00") -> Wishes:
-        call = self.calls(worker).heartbeat({"pid": 1, "slots": 2}, {"id": machine})
+    def beat(self, worker: str, machine: str = "00", **facts: str | int) -> Wishes:
+        facts = {"pid": 1, "slots": 2, "serves": "", "alone": "", "command": 0, "stopping": 0, **facts}
+        call = self.calls(worker).heartbeat(facts, {"id": machine})
         return read_wishes(scripts.run(self.queue.connection, call))
 
     def retire(self, worker: str) -> None:
@@ -34,6 +36,32 @@ class Nodes:
         reply = scripts.run(self.queue.connection, Call(self.queue.keys, "name", (wanted, machine)))
         assert isinstance(reply, bytes)
         return reply.decode()
+
+    def claim(self, worker: str, want: int = 1) -> tuple[Lease, ...]:
+        return read_claim(scripts.run(self.queue.connection, self.calls(worker).claim(want, want))).leases
+
+    def doubt(
+        self,
+        worker: str,
+        lease: Lease,
+        code: int = 127,
+        *,
+        line: str = "",
+        in_a_row: int = 1,
+        proven: bool = True,
+    ) -> bool:
+        """Whether the item goes to another node. It would be retried at once."""
+        outcome = Outcome(exit_code=code, last_line=line)
+        call = self.calls(worker).doubt(lease, outcome, 0.0, in_a_row=in_a_row, proven=proven)
+        return scripts.run(self.queue.connection, call) == 1
+
+    def ack(self, worker: str, *leases: Lease) -> None:
+        ended = [(lease, Outcome(exit_code=0), b"") for lease in leases]
+        assert scripts.run(self.queue.connection, self.calls(worker).ack(leases[0].run, ended)) == []
+
+    def fail(self, worker: str, *leases: Lease) -> None:
+        ended = [(lease, Outcome(exit_code=9), None, b"") for lease in leases]
+        assert scripts.run(self.queue.connection, self.calls(worker).fail(leases[0].run, ended)) == []
 
     def is_silent(self, worker: str) -> None:
         """As when its time to live is over."""
@@ -135,3 +163,122 @@ def test_an_unknown_node_is_refused_with_the_name_that_was_meant(nodes: Nodes) -
         nodes.queue.node("bananna").resume()
     with pytest.raises(UnknownNode, match=r"There is no node 'x'\. There is banana\."):
         nodes.queue.node("x").stop()
+
+
+# Whose fault
+
+
+def test_the_exit_code_of_a_missing_program_is_tried_elsewhere_in_any_case_others_with_reason(
+    nodes: Nodes,
+) -> None:
+    nodes.queue.enqueue([*"tuvwxyz"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    first, second, third, fourth, *_ = nodes.claim("a.1", 7)
+    assert not nodes.doubt("a.1", first, 1), "something has succeeded there, and this is the first to fail"
+    assert not nodes.doubt("a.1", first, 1, in_a_row=2)
+    assert nodes.doubt("a.1", first, 126)
+    assert nodes.doubt("a.1", second, 1, in_a_row=3)
+    assert nodes.doubt("a.1", third, 1, proven=False)
+    nodes.fail("b.1", *nodes.claim("b.1"))
+    assert not nodes.doubt("a.1", fourth, 1, proven=False), "its failures were those of an item before"
+    assert not nodes.doubt("a.1", fourth, 1, in_a_row=5)
+    assert nodes.doubt("a.1", fourth, 1, in_a_row=6)
+
+
+@pytest.mark.parametrize(
+    ("facts", "goes"),
+    [
+        ({}, True),
+        ({"stopping": 1}, False),
+        ({"serves": "other"}, False),
+        ({"alone": "RUN"}, False),
+        ({"serves": "x,RUN"}, True),
+    ],
+)
+def test_an_item_goes_only_to_a_node_that_takes_items_of_its_run(
+    nodes: Nodes, facts: dict[str, str | int], goes: bool
+) -> None:
+    run = nodes.queue.enqueue(["x"], command="true").id
+    nodes.beat("a.1")
+    nodes.beat("a.2")
+    nodes.beat(
+        "b.1",
+        **{
+            key: value.replace("RUN", run) if isinstance(value, str) else value
+            for key, value in facts.items()
+        },
+    )
+    (lease,) = nodes.claim("a.1")
+    assert nodes.doubt("a.1", lease) is goes
+
+
+def test_a_node_with_three_items_in_doubt_gets_no_more_and_others_get_these_first(nodes: Nodes) -> None:
+    nodes.queue.enqueue([*"123456789"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    for lease in nodes.claim("a.1", 2):
+        nodes.doubt("a.1", lease)
+    (lease,) = nodes.claim("a.1")
+    assert lease.item.seq == 3, "it gets others"
+    nodes.doubt("a.1", lease)
+    assert nodes.claim("a.1", 9) == ()
+    leases = nodes.claim("b.1", 9)
+    assert [lease.item.seq for lease in leases] == [3, 2, 1, 4, 5, 6, 7, 8, 9]
+
+
+def test_items_that_are_passed_over_keep_their_order(nodes: Nodes) -> None:
+    nodes.queue.enqueue([*"12345678"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    for lease in nodes.claim("a.1", 2):
+        nodes.doubt("a.1", lease)
+    assert [lease.item.seq for lease in nodes.claim("a.1", 2)] == [3, 4]
+    assert [lease.item.seq for lease in nodes.claim("b.1", 9)] == [2, 1, 5, 6, 7, 8]
+
+
+def test_the_last_node_is_not_quarantined_but_told_of_and_resume_forgets_it(nodes: Nodes) -> None:
+    nodes.queue.enqueue([*"123"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    for lease in nodes.claim("a.1", 3):
+        nodes.doubt("a.1", lease, line="no such program: x\udc80")
+    leases = nodes.claim("b.1", 3)
+    nodes.queue.node("b").pause()
+    nodes.ack("b.1", *leases)
+    assert nodes.states["a"] is NodeState.LIVE
+    reason = nodes.beat("a.1").doubt
+    assert reason == "3 items failed here (exit 127) that other nodes did, but it is the last node"
+    assert nodes.queue.nodes()[0].reason == reason
+    nodes.queue.node("a").resume()
+    assert nodes.beat("a.1").doubt == nodes.queue.nodes()[0].reason == ""
+
+
+def test_a_success_in_between_clears_a_node(nodes: Nodes) -> None:
+    nodes.queue.enqueue([*"12345"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    for _ in range(2):
+        nodes.doubt("a.1", *nodes.claim("a.1"))
+        nodes.ack("b.1", *nodes.claim("b.1"))
+    nodes.ack("a.1", *nodes.claim("a.1"))
+    nodes.doubt("a.1", *nodes.claim("a.1"))
+    nodes.ack("b.1", *nodes.claim("b.1"))
+    assert nodes.states["a"] is NodeState.LIVE
+
+
+def test_weak_evidence_waits_a_minute_for_another_node_and_counts_then_as_a_failure(nodes: Nodes) -> None:
+    run = nodes.queue.enqueue(["x"], command="true", retries=1)
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    (lease,) = nodes.claim("a.1")
+    assert nodes.doubt("a.1", lease, 1, proven=False)
+    assert nodes.claim("a.1") == ()
+    key = f"ppss:doubts:{run.id}"
+    reply = nodes.queue.connection.execute("HGET", key, lease.job)
+    assert isinstance(reply, bytes)
+    until, rest = reply.decode().split(" ", 1)
+    nodes.queue.connection.execute("HSET", key, lease.job, f"{float(until) - 61} {rest}")
+    (again,) = nodes.claim("a.1")
+    assert (again.failures, again.attempts) == (1, 0)
+    assert not nodes.doubt("a.1", again), "it is no longer in doubt"

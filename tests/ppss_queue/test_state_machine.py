@@ -104,6 +104,8 @@ class ItemModel:
     lost: int = 0
     token: str = ""
     """Of the newest attempt that started."""
+    guilty: bool = False
+    """It has failed on two nodes."""
 
     @property
     def wanted(self) -> bool:
@@ -132,6 +134,12 @@ class Model:
     outputs: dict[str, str] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
     """Executions that RQ's Job.cancel left behind, until the worker comes back to them or the run is purged."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """Job to the node on which it failed: another one is to try it."""
+    innocent: Counter[str] = field(default_factory=Counter)
+    """How often a node was blamed for what was the item's fault."""
+    marks: Counter[str] = field(default_factory=Counter)
+    """How many items failed on a node that others did, in a row."""
     unsettled: bool = False
     """A dashboard took items away: whether the run is done is seen at the next look."""
 
@@ -153,6 +161,7 @@ class Model:
         if self.state in (RunState.OPEN, RunState.PAUSED) and not self.left:
             self.state = RunState.DONE
             self.events[0, "done", 0] += 1
+            self.doubts.clear()
 
     def cancel_the_rest(self) -> None:
         """Someone at a dashboard may have requeued items after all were cancelled."""
@@ -173,6 +182,7 @@ class Model:
     def ends(self, job: str, status: str) -> None:
         self.items[job].status = status
         self.ended[status].add(job)
+        self.doubts.pop(job, None)
         state = {"finished": "succeeded", "canceled": "cancelled"}.get(status, status)
         self.events[seq_of_job(job), state, self.items[job].attempts] += 1
 
@@ -211,8 +221,24 @@ class Model:
             )
             self.events[0, "paused", 0] += 1
 
-    def take(self, want: int, idle: int, worker: str) -> list[str]:
+    def doubted(self, worker: str, others: bool) -> list[str] | None:
+        """What this worker is not to be given; None: it is given nothing. It has failed if nobody else is there."""
+        mine = [job for job, node in self.doubts.items() if node == worker and self.items[job].wanted]
+        if mine and not others:
+            for job in set(mine).intersection(self.ready):
+                mine.remove(job)
+                self.ready.remove(job)
+                self.items[job].failures += 1
+                self.items[job].guilty = True
+                self.ends(job, "failed")
+                self.halt_if_failed_too_much()
+        return mine if len(mine) < 3 else None
+
+    def take(self, want: int, idle: int, worker: str, others: bool) -> list[str]:
         """Jobs of the next claim: expired leases, due retries, then the queue."""
+        doubted = self.doubted(worker, others)
+        if doubted is None:
+            return []
         expired = sorted(
             (not a.begun, a.expired, a.member, a) for a in self.leased.values() if a.expired is not None
         )
@@ -222,6 +248,10 @@ class Model:
                 attempt.expired = None  # it was away, but it is back
             elif self._lost_but_not_failed(attempt):
                 jobs.append(attempt.lease.job)
+        for job in [job for job in jobs if job in doubted]:
+            jobs.remove(job)
+            self.ready.insert(0, job)
+            self.items[job].status = "queued"
         if self.state is RunState.PAUSED:  # halted by those that failed
             self.ready[:0] = jobs
             for job in jobs:
@@ -232,8 +262,9 @@ class Model:
         self.delayed = {job: at for job, at in self.delayed.items() if job not in jobs}
         share = max(math.ceil(len(self.ready) / (2 * len(self.workers | {worker}))), idle)
         more = max(min(want, share) - len(jobs), 0)
-        jobs += self.ready[:more]
-        del self.ready[:more]
+        given = [job for job in self.ready if job not in doubted][:more]
+        self.ready = [job for job in self.ready if job not in given]
+        jobs += given
         for job in jobs:
             self.items[job].status = "queued"
             self.workers.add(worker)
@@ -268,6 +299,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.ids: list[str] = []
         self.suspended = False
         self.moments = 0
+        self.paused: set[str] = set()
+        """Nodes; each worker is one."""
 
     # Helpers
 
@@ -304,7 +337,8 @@ class LeaseMachine(RuleBasedStateMachine):
         assert self.redis.flushdb()
         self.began = float(self.redis.time()[0])
         for name in WORKERS:
-            self.call(self.calls[name].heartbeat({"hostname": "here", "pid": 1}))
+            facts = {"pid": 1, "serves": "", "alone": "", "command": 1, "stopping": 0}
+            self.call(self.calls[name].heartbeat(facts, {"id": name}))
 
     @precondition(lambda self: sum(model.left > 0 for model in self.runs.values()) < 3)
     @rule(
@@ -396,6 +430,7 @@ class LeaseMachine(RuleBasedStateMachine):
         if model.state is not RunState.CANCELLED:
             model.state = RunState.CANCELLED
             model.events[0, "cancelled", 0] += 1
+            model.doubts.clear()
         held = [attempt.lease.job for attempt in list(model.leased.values()) if model.end_lease(attempt)]
         for job in (*held, *model.ready, *model.delayed):
             model.ends(job, "canceled")
@@ -463,6 +498,20 @@ class LeaseMachine(RuleBasedStateMachine):
         if jobs and model.state is RunState.DONE:
             model.reopen()
 
+    @rule(node=st.sampled_from(WORKERS), what=st.sampled_from(["pause", "resume", "resume"]))
+    def node(self, node: str, what: str) -> None:
+        assert self.call(scripts.Call(KEYS, "wish", (node, what, "why"))) == b"told"
+        if what == "pause":
+            self.paused.add(node)
+            return
+        self.paused.discard(node)
+        for model in self.runs.values():
+            del model.innocent[node], model.marks[node]
+
+    def others(self, node: str) -> bool:
+        """Whether other nodes take items."""
+        return bool(set(WORKERS) - self.paused - {node})
+
     # Workers
 
     @rule(
@@ -498,13 +547,16 @@ class LeaseMachine(RuleBasedStateMachine):
             rq_resume(self.redis)
             self.suspended = False
             return []
+        want = 0 if worker in self.paused else want
         allowed = [self.runs[run] for run in passes if not only or run in only]
         expected: list[tuple[str, str]] = []
         waiting = set()
         for model in allowed:
             need = model.spec.needs.cpus
             left = min(want - len(expected), cpus // need if need else want)
-            taken = model.take(left, max(idle - len(expected), 0), worker) if left else []
+            taken = (
+                model.take(left, max(idle - len(expected), 0), worker, self.others(worker)) if left else []
+            )
             expected += [(model.run, job) for job in taken]
             passes[model.run] += len(taken) / model.spec.priority
             cpus -= need * len(taken)
@@ -531,14 +583,20 @@ class LeaseMachine(RuleBasedStateMachine):
         self._attempts(self.some_attempts(picks), what, picks[0], again=False)
 
     @precondition(any_held)
-    @rule(picks=PICKS, what=st.sampled_from(["ack", "fail", "retry", "retry later"]), again=st.booleans())
+    @rule(
+        picks=PICKS,
+        what=st.sampled_from(["ack", "fail", "doubt", "doubt", "retry", "retry later"]),
+        again=st.booleans(),
+    )
     def attempts_end(self, picks: list[int], what: str, again: bool) -> None:
         self._attempts(self.some_attempts(picks), what, picks[0], again)
 
     @precondition(lambda self: self.attempts)
     @rule(
         picks=PICKS,
-        what=st.sampled_from(["begin", "start", "renew", "reserve", "release", "ack", "fail", "retry"]),
+        what=st.sampled_from(
+            ["begin", "start", "renew", "reserve", "release", "ack", "fail", "doubt", "retry"]
+        ),
     )
     def attempts_come_late(self, picks: list[int], what: str) -> None:
         """Calls of a worker that was away, with tokens that may or may not count any more."""
@@ -558,6 +616,8 @@ class LeaseMachine(RuleBasedStateMachine):
                 self._release(attempts)
             elif what == "ack":
                 self._ack(attempts)
+            elif what == "doubt":
+                self._doubt(attempts[0])
             else:
                 self._fail(attempts, {"fail": None, "retry": 0.0, "retry later": 1000.0}[what])
 
@@ -603,16 +663,46 @@ class LeaseMachine(RuleBasedStateMachine):
                 model.settle()
         assert list(renewed.lost) == lost
 
+    def _doubt(self, attempt: Attempt) -> None:
+        """Exit 127: always a reason to blame the node."""
+        model, job, worker = self.runs.get(attempt.lease.run), attempt.lease.job, attempt.worker
+        item = model.items[job] if model else ItemModel()
+        back = False
+        if model and job in model.doubts and item.status != "deleted":
+            back = model.doubts[job] == worker and item.token == attempt.lease.token  # repeated
+        elif model and job not in model.doubts and not item.guilty and self.others(worker):
+            back = model.end_lease(attempt)
+            if back:
+                item.status, item.token = "queued", attempt.lease.token
+                model.doubts[job] = worker
+                model.ready.insert(0, job)
+            model.settle()
+        outcome = Outcome(exit_code=127, seconds=1.0)
+        call = self.calls[worker].doubt(attempt.lease, outcome, None, in_a_row=1, proven=True)
+        assert self.call(call) == back
+
+    def _mark(self, model: Model, node: str) -> None:
+        model.marks[node] += 1
+        if model.marks[node] >= 3 and self.others(node):
+            self.paused.add(node)
+
     def _ack(self, attempts: list[Attempt]) -> None:
         run, worker, lost = attempts[0].lease.run, attempts[0].worker, []
-        model = self.runs.get(run)
+        model, done = self.runs.get(run), False
+        known = bool(model and (model.innocent or model.marks))  # before what is done here
         for attempt in attempts:
             if model and model.end_lease(attempt):
                 model.items[attempt.lease.job].token = attempt.lease.token
+                first = model.doubts.pop(attempt.lease.job, worker)
+                if first != worker:
+                    self._mark(model, first)
                 model.ends(attempt.lease.job, "finished")
+                done = True
             elif not (model and model.repeated(attempt, "finished")):
                 lost.append(attempt.member)
         if model:
+            if done and known:
+                del model.marks[worker]
             model.settle()
         ended = [(attempt.lease, Outcome(exit_code=0, seconds=1.0), b"") for attempt in attempts]
         assert list(read_members(self.call(self.calls[worker].ack(run, ended)))) == lost
@@ -623,6 +713,11 @@ class LeaseMachine(RuleBasedStateMachine):
         self.moments += 1
         for attempt in attempts:
             if model and model.end_lease(attempt):
+                first = model.doubts.pop(attempt.lease.job, worker)
+                if first != worker:
+                    model.items[attempt.lease.job].guilty = True
+                    model.innocent[first] += 1
+                    del model.marks[first]
                 failed += model.fail(attempt, (1, self.moments) if delay == 0 else None, delay is not None)
             elif not (model and model.repeated(attempt, "failed", "scheduled")):
                 lost.append(attempt.member)
@@ -738,6 +833,8 @@ class LeaseMachine(RuleBasedStateMachine):
             self._check_run(model)
         assert {key.decode() for key in self.redis.keys("ppss:run:*")} == {KEYS.run(run) for run in self.runs}
         self._check_executions()
+        paused = {name for name in WORKERS if self.redis.hexists(KEYS.node(name), "paused")}
+        assert paused == self.paused
 
     def _check_run(self, model: Model) -> None:
         run = model.run
@@ -766,6 +863,15 @@ class LeaseMachine(RuleBasedStateMachine):
         fields = [(int(entry[b"s"]), entry[b"t"].decode(), int(entry[b"a"])) for _, entry in moved[-4]]
         assert Counter(fields) == model.events, run
         self._check_counts(model)
+        doubts = {
+            decoded(job): decoded(doubt).split(" ", 2)[2]
+            for job, doubt in self.redis.hgetall(f"ppss:doubts:{run}").items()
+        }
+        assert {job: node for job, node in doubts.items() if model.items[job].wanted} == {
+            job: node for job, node in model.doubts.items() if model.items[job].wanted
+        }
+        record = {decoded(key): int(value) for key, value in self.redis.hgetall(f"ppss:record:{run}").items()}
+        assert record == {**model.innocent, **{f"{node}!": marks for node, marks in model.marks.items()}}
 
     def _check_places(self, model: Model, lists: list[list[str]]) -> None:
         """Every item is in exactly one place. A dashboard can't see the lease of an unstarted item, though."""
@@ -841,6 +947,7 @@ class LeaseMachine(RuleBasedStateMachine):
             self.store.purge(run)
         self.late_calls_change_nothing()
         for name in WORKERS:
+            self.call(scripts.Call(KEYS, "wish", (name, "resume")))
             self.call(self.calls[name].retire(self.ids))
         rq_resume(self.redis)
         remaining = {key.decode() for key in self.redis.scan_iter()}
@@ -853,6 +960,7 @@ class LeaseMachine(RuleBasedStateMachine):
             assert list(read_members(self.call(calls.start(run, [(lease, 1)])))) == lost
             assert list(read_members(self.call(calls.ack(run, [(lease, Outcome(), b"x")])))) == lost
             assert list(read_members(self.call(calls.fail(run, [(lease, Outcome(), 0.0, b"x")])))) == lost
+            assert self.call(calls.doubt(lease, Outcome(exit_code=127), None, in_a_row=1, proven=True)) == 0
             assert self.call(calls.release(run, [lease])) == 0
             assert self.call(calls.reserve(lease, ["a"])) == b"lost"
             assert read_renewed(run, self.call(calls.renew(run, lost))).lost == (attempt.member,)

@@ -11,11 +11,12 @@ from helpers import wait_until
 
 from ppss_queue import scripts
 from ppss_queue.errors import BadInput, UnknownNode
+from ppss_queue.model import RetryRule
 from ppss_queue.node_views import NodeState, NodeView
 from ppss_queue.scripts import Call
 
 if TYPE_CHECKING:
-    from conftest import Site
+    from conftest import Site, WorkerProcess
 
 # Each attempt notes the number of its process, and waits for the file `go`.
 WAITS = 'echo $$ > "$ITEM.$PPSS_NODE.$PPSS_SLOT.pid"; until [ -e go ]; do sleep 0.02; done'
@@ -221,3 +222,133 @@ def test_ppss_run_on_a_paused_node_ends_when_others_have_done_its_run(site: Site
     site.worker("--node-name", "b")
     assert session.wait() == 0
     assert "2 succeeded" in session.log
+
+
+# Whose fault
+
+
+def three_nodes(site: Site, **of_c: str) -> list[WorkerProcess]:
+    """Workers on nodes a, b and c that have nothing to do yet; what only c has in its environment."""
+    workers = [site.worker("--node-name", name, **(of_c if name == "c" else {})) for name in "abc"]
+    for name in "abc":
+        wait_seen(site, name)
+    site.wait_idle(3)
+    return workers
+
+
+def test_a_node_without_the_program_is_quarantined_and_no_item_fails_or_uses_a_retry(site: Site) -> None:
+    tools = site.directory / "tools"
+    tools.mkdir()
+    (tools / "special").write_text("#!/bin/sh\nsleep 0.05\n")
+    (tools / "special").chmod(0o755)
+    with_tools = f"{tools}:{site.environment['PATH']}"
+    for name in "ab":
+        site.worker("--node-name", name, PATH=with_tools)
+    lacking = site.worker("--node-name", "c")
+    for name in "abc":
+        wait_seen(site, name)
+    site.wait_idle(3)
+    run = site.enqueue([f"{number}" for number in range(60)], ["special", "{}"])
+    run.wait(20)
+    assert site.states(run) == {"succeeded": 60}
+    assert {view.outcome.node for view in run.items()} <= {"a", "b"}
+    wait_until(lambda: seen(site, "c").state is NodeState.QUARANTINED, "the node is blamed")
+    reason = seen(site, "c").reason
+    assert reason.startswith("3 items failed here (exit 127")
+    assert "special" in reason and reason.endswith("that other nodes did")
+    wait_until(lambda: "node c is paused (quarantined: 3 items" in lacking.log, "it says so")
+    assert "tried on another one" in lacking.log
+    assert sum(view.attempts for view in run.items()) < 60 + 20, (
+        "it is given no more until the others have tried"
+    )
+    assert all(view.state is NodeState.LIVE for view in site.queue.nodes() if view.name != "c")
+    site.queue.node("c").resume()
+    wait_until(lambda: seen(site, "c").state is NodeState.LIVE, "it is back")
+    for name in "ab":
+        site.queue.node(name).pause()
+    later = site.enqueue(["x"], "true")
+    later.wait(20)
+    assert site.item(later, "x").outcome.node == "c"
+
+
+def test_a_node_that_begins_to_fail_in_the_middle_is_found_out_too(site: Site) -> None:
+    three_nodes(site)
+    command = 'sleep 0.03; [ "$PPSS_NODE" != c ] || [ ! -e gone ] || { echo stale handle >&2; exit 5; }'
+    run = site.enqueue([f"{number}" for number in range(150)], command, keep_output=True)
+    wait_until(lambda: any(view.outcome.node == "c" for view in run.items()), "c has done some")
+    (site.directory / "gone").touch()
+    run.wait(20)
+    wait_until(lambda: seen(site, "c").state is NodeState.QUARANTINED, "the node is blamed")
+    assert 'exit 5 "stale handle"' in seen(site, "c").reason
+    counts = run.status()
+    assert counts.failed <= 2 and counts.succeeded + counts.failed == 150, (
+        "two had failed before there was a doubt"
+    )
+
+
+def test_an_item_that_fails_on_two_nodes_has_failed_once_and_blames_nobody(site: Site) -> None:
+    three_nodes(site)
+    run = site.enqueue([f"{number}" for number in range(12)], 'sleep 0.02; [ "$ITEM" -ge 9 ] || exit 7')
+    run.wait(20)
+    assert site.states(run) == {"failed": 9, "succeeded": 3}
+    assert {view.outcome.exit_code for view in run.items("failed")} == {7}
+    assert len(site.ends(run)) == 12
+    assert all(view.attempts <= 2 for view in run.items())
+    assert {view.state for view in site.queue.nodes()} == {NodeState.LIVE}
+
+
+def test_a_command_that_is_on_no_node_fails_each_item_with_its_exit_code(site: Site) -> None:
+    three_nodes(site)
+    run = site.enqueue([f"{number}" for number in range(9)], ["not-there", "{}"], retry=RetryRule(1, 0.01))
+    run.wait(20)
+    assert site.states(run) == {"failed": 9}
+    assert {view.outcome.exit_code for view in run.items()} == {127}
+    assert {view.state for view in site.queue.nodes()} == {NodeState.LIVE}
+
+
+def test_one_node_alone_fails_its_items_at_once(site: Site) -> None:
+    run = site.enqueue(["x", "y"], ["not-there", "{}"])
+    worker = site.burst()
+    assert site.states(run) == {"failed": 2}
+    assert [view.attempts for view in run.items()] == [1, 1]
+    assert "another" not in worker.log
+
+
+def test_an_item_that_waits_for_a_node_that_is_lost_has_failed_as_it_did_before(site: Site) -> None:
+    held = site.enqueue([*"xy"], WAITS)
+    other = site.worker("--node-name", "b")
+    site.pids("*.pid", 2)
+    worker = site.worker("--node-name", "a")
+    wait_seen(site)
+    site.wait_idle(1)
+    run = site.enqueue(["z"], "echo no such thing >&2; exit 127")
+    wait_until(lambda: "tried on another one" in worker.log, "it waits for the other node")
+    assert site.states(run) == {"ready": 1}
+    (one,) = seen(site, "b").workers
+    other.kill()
+    site.queue.connection.execute("DEL", site.queue.keys.worker(one.name))  # as when its time to live is over
+    run.wait(20)
+    assert site.item(run, "z").outcome.reason == "exit 127, and no other node was left to try it"
+    assert site.item(run, "z").outcome.exit_code == 127
+    assert site.states(held) == {"leased": 2}
+
+
+def test_ppss_run_in_order_prints_what_the_second_node_printed(site: Site) -> None:
+    tools = site.directory / "tools"
+    tools.mkdir()
+    (tools / "special").write_text('#!/bin/sh\necho "did $1"\n')
+    (tools / "special").chmod(0o755)
+    site.worker("--node-name", "b", PATH=f"{tools}:{site.environment['PATH']}")
+    wait_seen(site, "b")
+    (site.directory / "list").write_text("1\n2\n3\n4\n5\n")
+    options = ("-k", "-p", "1", "--node-name", "a", "--no-check", "-c", "special {}")
+    done = site.ppss("run", "-f", "list", *options)
+    assert (done.returncode, done.stdout) == (0, "did 1\ndid 2\ndid 3\ndid 4\ndid 5\n"), done.stderr
+
+
+def test_a_run_that_is_left_alone_is_on_show_with_the_node(site: Site) -> None:
+    site.worker("--node-name", "a")
+    wait_seen(site)
+    run = site.enqueue(["x"], "true", directory=str(site.directory / "missing"))
+    reason = wait_until(lambda: seen(site).reason, "the node tells")
+    assert reason.startswith(f"run {run.id}: ") and "missing" in reason

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ppss_queue.calls import Calls
 from ppss_queue.errors import LeaseLost, MachineFailed, PpssError, ServiceFailed, UnknownRun
@@ -21,6 +22,7 @@ from ppss_worker.deliveries import Deliveries
 from ppss_worker.launch import Launcher
 from ppss_worker.link import Link
 from ppss_worker.observer import Ended, Observer, Verdict
+from ppss_worker.opinions import Opinions
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Child, Exit, SpawnFailed
 from ppss_worker.publishing import OutputRefused
@@ -65,6 +67,7 @@ class Attempts:
         self._on_failure = on_failure
         self._workplace = workplace
         self._deliveries = Deliveries(link, calls, self._delivered)
+        self.opinions = Opinions(link, calls)
         self._running: dict[int, Running] = {}
         self._newest_at = 0.0
         """When the last one began, time.monotonic()."""
@@ -76,8 +79,8 @@ class Attempts:
         """Moving average of how long attempts take; 0: none ended yet."""
 
     def __len__(self) -> int:
-        """Running commands and outputs being published."""
-        return len(self._running) + len(self._deliveries)
+        """Running commands, outputs being published, failures being judged."""
+        return len(self._running) + len(self._deliveries) + len(self.opinions)
 
     @property
     def commands(self) -> int:
@@ -86,10 +89,11 @@ class Attempts:
 
     @property
     def leases(self) -> Iterator[Lease]:
-        """Of all that runs or is being published."""
+        """Of all that runs, is being published or judged."""
         for running in self._running.values():
             yield running.lease
         yield from self._deliveries.leases
+        yield from self.opinions.leases
 
     def stalled_seconds(self, now: float) -> float:
         """How long all that run have been running."""
@@ -260,10 +264,9 @@ class Attempts:
         succeeded = outcome.exit_code == 0 and (
             outcome.reason is None or outcome.reason.startswith("skipped")
         )
-        kept = b""
-        if spec.keep_output or not succeeded:
-            kept = _kept(running.child)
+        kept = _kept(running.child) if spec.keep_output or not succeeded else b""
         if succeeded:
+            self.opinions.succeeded(lease.run)
             self._tell(running)
             self._outbox.ack(lease, outcome, kept)
             self._close(running, outcome, Verdict.SUCCEEDED)
@@ -271,6 +274,20 @@ class Attempts:
         delay = None
         if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
             delay = spec.retry.delay_after(lease.failures + 1, random.random())
+        judge = partial(self._judged, running, outcome, kept, delay)
+        by_itself = outcome.reason is None and running.stopped is None
+        if final or not by_itself or not self.opinions.failed(running, outcome, delay, judge):
+            judge(elsewhere=False)
+
+    def _judged(
+        self, running: Running, outcome: Outcome, kept: bytes, delay: float | None, elsewhere: bool
+    ) -> None:
+        """The item has failed here, or is tried on another node."""
+        lease, spec = running.lease, running.run.spec
+        if elsewhere:
+            self._outbox.over(lease)
+            self._close(running, outcome, Verdict.ELSEWHERE)
+            return
         again = delay is not None and lease.failures < spec.retry.retries
         if not again:
             self._tell(running)

@@ -60,6 +60,7 @@ class Intake:
         self._warn = warn
         self._on_nothing_to_do = on_nothing_to_do
         self._warned: set[str] = set()
+        self._troubles: dict[str, str] = {}
         self._paused: set[str] = set()
         """What was claimed just before the pause is handed back when it comes."""
         self._closed = self._node_paused = False
@@ -196,12 +197,20 @@ class Intake:
         """A run that can't be run on this node is left to others, and ends no worker that has more to do."""
         now = time.monotonic()
         first = self._runs.leave_alone(run, now)
+        self._troubles[run] = f"run {run}: {error}"
+        self._keeper.beat()
         self.hand_back(run)
         served = self._settings.runs
         if served and set(served) <= set(self._runs.left_alone(now)):
             self._on_nothing_to_do(error)
         elif first:
             self._warn(f"run {run} can't be run here and is left to other nodes: {error}")
+
+    @property
+    def troubles(self) -> Mapping[str, str]:
+        """For a heartbeat: runs left alone now, and why; called in its thread."""
+        alone = self._runs.left_alone(time.monotonic())
+        return {"alone": ",".join(alone), "trouble": self._troubles[alone[-1]] if alone else ""}
 
     def warn_once(self, sentence: str) -> None:
         """Says it, unless it was said before."""

@@ -1,15 +1,14 @@
-"""What a heartbeat tells about this machine, and how fast the worker is."""
+"""This machine as a node: its name and id, and what a heartbeat tells about it."""
 
 from __future__ import annotations
 
 import os
 import socket
-import time
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppss_queue import __version__
 from ppss_queue.connection import Connection
@@ -19,7 +18,8 @@ from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call, run
 from ppss_queue.server_place import machine_id
 
-_PACE_SECONDS = 60.0
+if TYPE_CHECKING:
+    from ppss_worker.stage import Stage
 
 
 def node_id() -> str:
@@ -32,8 +32,8 @@ def take_name(connection: Connection, keys: Keys, wanted: str) -> str:
     return text(run(connection, Call(keys, "name", (wanted, node_id()))))
 
 
-def machine_facts() -> Mapping[str, Argument]:
-    """Asks nothing that may hang, such as a file system."""
+def machine_facts(stage: Stage | None) -> Mapping[str, Argument]:
+    """Asks nothing that may hang, such as a file system. `stage`: knows of the scratch."""
     facts: dict[str, Argument] = {
         "id": node_id(),
         "hostname": socket.gethostname(),
@@ -47,20 +47,4 @@ def machine_facts() -> Mapping[str, Argument]:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 facts["memory_free"] = int(line.split()[1]) * 1024
-    return facts
-
-
-class Pace:
-    """Items per second over the last minute, looked at now and then."""
-
-    def __init__(self) -> None:
-        self._looks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
-
-    def per_second(self, ended: int) -> float:
-        """`ended`: items so far."""
-        now = time.monotonic()
-        self._looks.append((now, ended))
-        while len(self._looks) > 2 and self._looks[1][0] <= now - _PACE_SECONDS:
-            self._looks.popleft()
-        since, before = self._looks[0]
-        return (ended - before) / max(now - since, 0.001)
+    return {**facts, **stage.facts} if stage is not None else facts

@@ -16,6 +16,7 @@ class Verdict(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     RETRY = "retry"
+    ELSEWHERE = "failed here, tried elsewhere"
     RELEASED = "released"
     LOST = "lost"
 

@@ -34,6 +34,7 @@ class Orders:
         self._stop = stop
         self._warn = warn
         self._born = 0.0
+        self._doubt = ""
         self._paused = ""
         self._slots = settings.slots
         self._stopped_at = 0.0
@@ -41,6 +42,10 @@ class Orders:
     def obey(self, wishes: Wishes) -> None:
         """Does what is new of it. The first wishes are told before any work. Raises ConnectFailed, MachineFailed."""
         self._born = self._born or wishes.at
+        if wishes.doubt != self._doubt:
+            self._doubt = wishes.doubt
+            if wishes.doubt:
+                self._warn(f"{printable(wishes.doubt)}, so it goes on.")
         if wishes.paused != self._paused:
             self._pause(wishes.paused)
         slots = self._settings.slots if wishes.slots is None else wishes.slots

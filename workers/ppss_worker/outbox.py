@@ -61,6 +61,11 @@ class Outbox:
             self._releases[lease.run].append(lease)
             self._added(lease)
 
+    def over(self, lease: Lease) -> None:
+        """It is told already."""
+        self._begun.pop(lease.member, None)
+        self._on_told(lease)
+
     @property
     def due_seconds(self) -> float | None:
         """Until the next `send` is due; None: there is nothing to tell."""
@@ -101,8 +106,7 @@ class Outbox:
         if not self._count:
             self._oldest = time.monotonic()
         self._count += 1
-        self._begun.pop(lease.member, None)
-        self._on_told(lease)
+        self.over(lease)
 
     def _report(self, reply: Reply) -> None:
         lost = read_members(reply) if reply else ()

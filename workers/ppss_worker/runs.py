@@ -166,7 +166,7 @@ class ActiveRuns:
 
     def left_alone(self, now: float) -> list[str]:
         """`now`: time.monotonic()."""
-        return [run for run, until in self._alone_until.items() if until > now]
+        return [run for run, until in tuple(self._alone_until.items()) if until > now]
 
     @property
     def any_left_alone(self) -> bool:

@@ -157,7 +157,9 @@ class _Upload:
             self._file = None
         is_local = isinstance(error, (OSError, OutputRefused))
         if is_local and self.attempt is not None and not self.attempt.is_there():
-            self._failure = LeaseLost("its scratch was removed, by a newer attempt of the item unless by others")
+            self._failure = LeaseLost(
+                "its scratch was removed, by a newer attempt of the item unless by others"
+            )
         elif isinstance(error, TransferFailed) and error.kind == REFUSED:
             self._failure = OutputRefused(str(error))
         elif isinstance(error, TransferFailed):

@@ -10,7 +10,6 @@ import math
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -18,13 +17,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ppss_queue import __version__
-from ppss_queue.calls import Calls
+from ppss_queue.calls import Calls, Claimed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, PpssError, Unavailable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
-from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
@@ -36,7 +33,7 @@ from ppss_worker.launch import Launcher
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.lifeline import Lifeline
 from ppss_worker.link import Link
-from ppss_worker.machine import Pace, machine_facts, take_name
+from ppss_worker.machine import machine_facts, take_name
 from ppss_worker.maps import NO_MAPS
 from ppss_worker.observer import Observer
 from ppss_worker.orders import Orders
@@ -46,6 +43,7 @@ from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
+from ppss_worker.vitals import Vitals
 
 if TYPE_CHECKING:
     from ppss_worker.file_line import OpenFiles
@@ -93,7 +91,7 @@ class Worker:
             has_command=settings.command is not None,
             left_alone=lambda now: self._runs.left_alone(now),
             before_claim=self._outbox.send,
-            on_claimed=lambda claimed: self._intake.claimed(claimed),
+            on_claimed=lambda claimed: self._claimed(claimed),
             on_changes=lambda runs: self._housekeeping.notice(runs),
             on_unheard=lambda: self._housekeeping.soon(),
         )
@@ -134,7 +132,7 @@ class Worker:
             self._fail,
         )
         self._hand = self._intake.hand
-        self._pace = Pace()
+        self._vitals = Vitals(settings, self._runs, self._intake, self._room)
         self._orders = Orders(settings, self._intake, self._claims, self._keeper, self.stop, observer.warn)
         self._stop = Stop.NO
         self._failure: Exception | None = None
@@ -303,6 +301,10 @@ class Worker:
             each=self._attempts.seconds_each,
         )
 
+    def _claimed(self, claimed: Claimed) -> None:
+        self._attempts.opinions.others = claimed.others
+        self._intake.claimed(claimed)
+
     def _begin_ready(self) -> None:
         """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
         while batch := self._hand.deal():
@@ -402,20 +404,5 @@ class Worker:
 
     def _heartbeat(self) -> Call:
         """Called in the thread of the keeper."""
-        facts: Mapping[str, Argument] = {
-            "hostname": os.uname().nodename,
-            "pid": os.getpid(),
-            "version": __version__,
-            "python_version": sys.version.split()[0],
-            "queues": ",".join(sorted(self._runs) or self._settings.runs),
-            "node": self._settings.node,
-            "slots": self._intake.slots,
-            "leased": len(self._attempts) + len(self._hand),
-            "rate": f"{self._pace.per_second(self._attempts.ended_count):.3f}",
-            "stopping": int(self._stop > Stop.NO),
-            "gpus": self._room.total.gpus,
-            "cpus": self._room.total.cpus,
-            "memory_bytes": self._room.total.memory_bytes,
-        }
-        stage = self._stage.facts if self._stage is not None else {}
-        return self._calls.heartbeat(facts, {**machine_facts(), **stage})
+        own = self._vitals.now(self._attempts, stopping=self._stop > Stop.NO)
+        return self._calls.heartbeat(own, machine_facts(self._stage))
