@@ -98,8 +98,13 @@ class Connection:
             raise
         return connection
 
-    def clone(self, *, name: str | None = None, patience_seconds: float | None = None) -> Connection:
-        """Open another connection to the same server, as patient unless told otherwise; raises like `open`."""
+    def clone(
+        self, *, name: str | None = None, patience_seconds: float | None = None, opened: bool = True
+    ) -> Connection:
+        """Another connection to the same server, as patient unless told otherwise; raises like `open`.
+
+        `opened`: at once; else it is as one that was lost, until `reopen`, which is all that may raise then.
+        """
         patience_seconds = self._patience_seconds if patience_seconds is None else patience_seconds
         other = Connection(
             self.address,
@@ -108,8 +113,9 @@ class Connection:
             line=self.line,
             tls=self._tls,
         )
-        other.reopen()
         other.server = self.server
+        if opened:
+            other.reopen()
         return other
 
     def reopen(self) -> None:

@@ -49,6 +49,7 @@ leases.HEARTBEAT_SECONDS = 0.5
 claims.LOOK_AGAIN_SECONDS = worker.LOOK_AGAIN_SECONDS = housekeeping.EVERY_SECONDS = 3600.0
 
 class Observer:
+    def began(self, worker): pass
     def started(self, lease, run, slot): print("started", lease.item.seq, flush=True)
     def ended(self, ended): print(ended.verdict, ended.lease.item.seq, flush=True)
     def warn(self, sentence): print("warn", sentence, flush=True)
@@ -56,7 +57,7 @@ class Observer:
 url, state, burst = sys.argv[1:]
 with connect(url) as queue:
     settings = Settings(slots=1, node="node", state_directory=pathlib.Path(state), burst=burst == "burst")
-    worker.Worker(queue.connection.clone(), Keys.from_environment(), settings, Observer()).work()
+    worker.Worker(queue.connection, Keys.from_environment(), settings, Observer()).work()
 """
 _DASHBOARD_PROGRAM = """
 import sys

@@ -10,7 +10,7 @@ from ppss_worker.logs import Logs
 from ppss_worker.observer import Ended, Verdict
 from ppss_worker.runs import ActiveRun
 from ppss_worker.settings import Settings, Stop
-from ppss_worker.worker import PATIENCE_SECONDS, Worker
+from ppss_worker.worker import Worker
 
 from ppss_queue.cli import summary
 from ppss_queue.cli.display import FRAME_SECONDS, Display, Progress
@@ -74,13 +74,7 @@ class Session:
         self._work_seconds = 0.0
         self._stop_said = Stop.NO
         self._unprintable: OSError | None = None
-        self._worker = Worker(
-            queue.connection.clone(name="ppss-worker", patience_seconds=PATIENCE_SECONDS),
-            queue.keys,
-            settings,
-            self,
-            open_files_of(queue),
-        )
+        self._worker = Worker(queue.connection, queue.keys, settings, self, open_files_of(queue))
 
     def work(self) -> int:
         """Until the run ends; returns the exit code."""
@@ -109,6 +103,9 @@ class Session:
         return self._conclude(time.monotonic() - started) if failure is None else self._give_up(failure)
 
     # Observer
+
+    def began(self, worker: str) -> None:
+        """What is shown first is the run."""
 
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None:
         self._begun[lease.member] = _Begun(lease.item.name, time.monotonic())

@@ -76,7 +76,7 @@ def worker_verb(
     SIGTERM finishes what runs, a second one hands it back. Ctrl-C hands it back, a second one does so at once.
     """
     from ppss_worker.settings import Stop
-    from ppss_worker.worker import PATIENCE_SECONDS, Worker
+    from ppss_worker.worker import Worker
 
     from ppss_queue.cli.workerlog import WorkerLog
     from ppss_queue.queue import check
@@ -99,20 +99,13 @@ def worker_verb(
         for run in served:
             if queue.run(run).status().state is RunState.PAUSED:
                 warn(f"run {run} is paused. Go on: {typed(f'resume {run}')}")
-        log = WorkerLog(state_directory(), logs, quiet=quiet)
         offer = offer_here(work["offered_gpus"], work["offered_cpus"], work["offered_mem"])
         settings = settings_of(work, burst=burst, runs=served, command=words or command, offer=offer)
-        worker = Worker(
-            queue.connection.clone(name="ppss-worker", patience_seconds=PATIENCE_SECONDS),
-            queue.keys,
-            settings,
-            log,
-            open_files_of(queue),
-        )
-        queue.connection.close()  # over SSH that is a process less on the master
         gpus = [f"GPU {', '.join(offer.gpus)}"] if offer.gpus else []
-        facts = [worker.name, plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
-        log.say(f"worker {' · '.join(facts)}")
+        facts = [plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
+        log = WorkerLog(state_directory(), logs, " · ".join(facts), quiet=quiet)
+        worker = Worker(queue.connection, queue.keys, settings, log, open_files_of(queue))
+        queue.connection.close()  # over SSH that is a process less on the master
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
     if worker.stopping >= Stop.NOW:

@@ -26,7 +26,9 @@ _SIGNS = {
 class WorkerLog:
     """Observer of a worker without a screen."""
 
-    def __init__(self, state_directory: Path, logs: Path | None, *, quiet: bool) -> None:
+    def __init__(self, state_directory: Path, logs: Path | None, work: str, *, quiet: bool) -> None:
+        """`work`: how much of it is done where, for the first line."""
+        self._work = work
         self._logs = Logs(state_directory, logs)
         self._quiet = quiet
         self._counts = dict.fromkeys(Verdict, 0)
@@ -41,6 +43,9 @@ class WorkerLog:
 
     def warn(self, sentence: str) -> None:
         self.say(f"! {sentence}")
+
+    def began(self, worker: str) -> None:
+        self.say(f"worker {worker} · {self._work}")
 
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None:
         """Only the end is logged: it tells the time taken."""

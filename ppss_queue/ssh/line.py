@@ -210,9 +210,11 @@ class Line:
             raise self._lost(transport, error) from None
 
     def _refused(self, code: int, text: str, destination: tuple[str, int] | None) -> ConnectFailed:
+        from ppss_queue.ssh.failures import SshRefused
+
         where = self.target.host
         if destination is None:
-            return ConnectFailed(
+            return SshRefused(
                 f"sshd of {where} opens no more sessions in one connection ({text}). "
                 "Raise MaxSessions in its sshd_config."
             )

@@ -344,4 +344,29 @@ def test_a_worker_over_a_slow_and_far_line_keeps_its_pace(lab: Lab) -> None:
 
 def test_a_master_with_little_room_for_sessions_says_so(lab: Lab) -> None:
     restart_sshd(lab.master, "MaxSessions 2")
-    assert "Raise MaxSessions" in ppss(lab["n1"], "worker", "--burst", "--url", URL).refused(3)
+    assert "Raise MaxSessions" in ppss(lab["n1"], "worker", "--burst", "--url", URL).refused(2)
+
+
+def test_a_worker_whose_line_is_lost_before_its_first_claim_connects_again(lab: Lab) -> None:
+    """At each of the connections that it opens after the one that showed that all is well."""
+    master = lab.master
+    real = master.run(["readlink", "-f", "/usr/local/bin/ppss"]).stdout.strip()
+    master.write("/usr/local/bin/fault", _LOSES_THE_LINE.replace("REAL", real), user="root")
+    master.run(["sh", "-c", "cd /usr/local/bin && chmod +x fault && mv fault ppss"], user="root")
+    lost = []
+    for number in range(2, 6):
+        run = enqueue(master, 1, "true")
+        master.write("gates", "")
+        master.write("at", f"{number}")
+        done = ppss(lab["n1"], "worker", "--burst", "--url", URL)
+        assert done.code == 0 and "ended: 1 succeeded" in done.err, (number, done)
+        assert _succeeded(lab, run) == 1
+        lost += [number] if "was lost" in done.err else []
+    assert lost == [2, 3, 4, 5]
+
+
+_LOSES_THE_LINE = """#!/bin/sh
+[ "$1" = gate ] && echo x >> "$HOME/gates" && [ "$(wc -l < "$HOME/gates")" = "$(cat "$HOME/at")" ] &&
+pkill -KILL -f "^sshd: ppss"
+exec REAL "$@"
+"""

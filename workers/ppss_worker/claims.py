@@ -82,10 +82,9 @@ class Claims:
         return self._listener.fileno()
 
     def start(self, delay_seconds: float) -> None:
-        """Opens the connection; the first claim may be sent after the delay."""
-        self._listener.on()
-        self._listening = True
+        """Opens the connection; the first claim may be sent after the delay. Raises ConnectFailed; see `reconnected`."""
         self._first_at = time.monotonic() + delay_seconds
+        self.reconnected()
 
     def wake(self) -> None:
         """There may be something to claim."""
@@ -177,7 +176,7 @@ class Claims:
                 self._on_changes(runs)
 
     def reconnected(self) -> None:
-        """After a lost connection: listens again, and asks. Raises ConnectFailed."""
+        """After a lost connection, or one that never was: listens, and asks. Raises ConnectFailed."""
         self._listener.reopen()
         self._listener.on()
         self._listening = self._woken = True

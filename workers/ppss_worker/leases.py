@@ -38,13 +38,13 @@ class LeaseKeeper:
     def __init__(
         self, connection: Connection, keys: Keys, calls: Calls, heartbeat: Callable[[], Call]
     ) -> None:
-        """`heartbeat`: builds one; called in the thread."""
+        """`connection` need not be open. `heartbeat`: builds one; called in the thread."""
         self._connection = connection
         self._calls = calls
         self._build_heartbeat = heartbeat
         self.wishes = Wishes()
         """What is wished of the node, as the last heartbeat was told."""
-        self._control_connection = connection.clone(name="ppss-control")
+        self._control_connection = connection.clone(name="ppss-control", opened=False)
         self._control = ChangeListener(self._control_connection, [keys.control])
         self._lock = threading.Lock()
         self._members: dict[str, set[str]] = {}
@@ -55,13 +55,21 @@ class LeaseKeeper:
         for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
             os.set_blocking(descriptor, False)
         self._stopping = False
+        self._heartbeat_at = 0.0
+        """time.monotonic() of the first one; 0: there was none."""
         self._thread = threading.Thread(target=self._keep, name="leases", daemon=True)
 
     def start(self) -> None:
-        """The first heartbeat is done when this returns. Raises what a connection raises."""
-        self._control.on()
-        self._heartbeat()
-        self._thread.start()
+        """The first heartbeat is done when this returns. Raises what a connection raises.
+
+        ConnectFailed of a lost line does no harm: the thread is there, and goes on trying.
+        """
+        try:
+            self._open()
+            self._heartbeat()
+            self._heartbeat_at = time.monotonic()
+        finally:
+            self._thread.start()
 
     def beat(self) -> None:
         """Something changed that all should know at once."""
@@ -119,7 +127,7 @@ class LeaseKeeper:
     def _keep(self) -> None:
         # Else each SIGCHLD that comes while the main thread spawns would wake this one up.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        renewed = heartbeat = time.monotonic()
+        renewed, heartbeat = time.monotonic(), self._heartbeat_at
         missed = False  # a run may have been paused or resumed while there was no connection
         while not self._stopping:
             with self._lock:
@@ -188,14 +196,17 @@ class LeaseKeeper:
         if replace(self.wishes, at=before.at) != before:
             self._tell()
 
+    def _open(self) -> None:
+        self._connection.reopen()
+        self._control.reopen()
+        self._control.on()
+
     def _recover(self) -> None:
         """Leases stay valid until someone else claims their items, so all there is to do is to try again."""
         delay = 0.05
         while not self._stopping:
             try:
-                self._connection.reopen()
-                self._control.reopen()
-                self._control.on()
+                self._open()
                 return
             except ServiceFailed:
                 self._pause(delay * random.uniform(0.5, 1.5))  # not all workers at the same moment

@@ -6,7 +6,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-from ppss_queue.errors import Unavailable
+from ppss_queue.errors import ConnectFailed, ExitCode, Unavailable
 from ppss_worker.claims import Claims
 from ppss_worker.link import Link
 from ppss_worker.outage import Outage
@@ -28,9 +28,23 @@ class Lifeline:
         """Why there is no connection; None: there is one."""
         return self._outage.error
 
-    def watch(self, selector: selectors.BaseSelector) -> None:
-        """Has the selector wait for these connections instead of those before, which may be closed already."""
+    def begin(self, selector: selectors.BaseSelector, opening: Callable[[], None]) -> None:
+        """Opens them for the first time, and has the selector wait for them.
+
+        Where they are lost already they are opened later, as after any loss: their server has answered before.
+        Raises ConnectFailed for what must be corrected there, and what else `opening` does.
+        """
         self._selector = selector
+        try:
+            opening()
+            self._watch(selector)
+        except ConnectFailed as error:
+            if error.exit_code is ExitCode.CORRECT_INPUT:
+                raise
+            self.lose(error)
+
+    def _watch(self, selector: selectors.BaseSelector) -> None:
+        """Instead of the connections before, which may be closed already."""
         self._forget()
         for descriptor, on_readable in (
             (self._link.fileno(), self._link.receive),
@@ -52,7 +66,7 @@ class Lifeline:
         self._link.reopen()
         self._claims.reconnected()
         if self._selector is not None:
-            self.watch(self._selector)
+            self._watch(self._selector)
         self._outage.end()
         return 0.0
 

@@ -39,6 +39,9 @@ class Ended:
 class Observer(Protocol):
     """Who is told what a worker does."""
 
+    def began(self, worker: str) -> None:
+        """It is connected and takes items from now on; `worker`: its name."""
+
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None: ...
     def output(self, lease: Lease, target: int, data: bytes) -> None: ...
     def ended(self, ended: Ended) -> None: ...

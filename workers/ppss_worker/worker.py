@@ -67,7 +67,8 @@ class Worker:
         observer: Observer,
         open_files: OpenFiles | None = None,
     ) -> None:
-        """`connection` becomes the worker's own. `open_files`: how to reach files on the master; None: it is here.
+        """`connection`: an open one; the worker makes its own from it. `open_files`: how to reach files on the master;
+        None: they are here.
 
         The name of the node is another one if this one is that of another machine. Raises what a connection raises.
         """
@@ -76,13 +77,15 @@ class Worker:
         self._settings = settings
         self._observer = observer
         self._keys = keys
-        self._connection = connection
+        self._connection = connection.clone(
+            name="ppss-worker", patience_seconds=PATIENCE_SECONDS, opened=False
+        )
         self._calls = Calls(keys, self.name, os.urandom(4).hex())
-        self._link = Link(connection)
+        self._link = Link(self._connection)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._room = Room(settings.offer, settings.state_directory / "gpus")
         self._claims = Claims(
-            connection.clone(name="ppss-wake"),
+            self._connection.clone(name="ppss-wake", opened=False),
             self._link,
             self._calls,
             keys,
@@ -95,7 +98,8 @@ class Worker:
             on_changes=lambda runs: self._housekeeping.notice(runs),
             on_unheard=lambda: self._housekeeping.soon(),
         )
-        self._keeper = LeaseKeeper(connection.clone(name="ppss-leases"), keys, self._calls, self._heartbeat)
+        leases = self._connection.clone(name="ppss-leases", opened=False)
+        self._keeper = LeaseKeeper(leases, keys, self._calls, self._heartbeat)
         stage = settings.stage
         self._stage: Stage | None = None
         if open_files is not None and stage is not None:
@@ -111,7 +115,7 @@ class Worker:
                 compress=stage.compress,
             )
         self._runs = ActiveRuns(
-            connection,
+            self._connection,
             keys,
             settings.node,
             settings.command,
@@ -218,19 +222,24 @@ class Worker:
                 self._stage.start()
                 selector.register(self._stage.fileno(), selectors.EVENT_READ, self._intake.hear_stage)
             stack.callback(self._keeper.stop)
-            self._keeper.start()
-            self._orders.obey(self._keeper.wishes)
-            self._claims.start(self._settings.start_delay_seconds)
+            self._lifeline.begin(selector, self._open)
+            self._observer.began(self.name)
             on_signals = partial(self._on_signals, signals, spawner)
             selector.register(signals.fileno(), selectors.EVENT_READ, on_signals)
             selector.register(self._keeper.fileno(), selectors.EVENT_READ, self._hear_news)
-            self._lifeline.watch(selector)
             on_signals()  # a command may have ended before its signal was listened for
             while not self._finished():
                 self._turn(selector, tick)
             self._leave()
         if self._failure is not None:
             raise self._failure
+
+    def _open(self) -> None:
+        """Raises ConnectFailed."""
+        self._keeper.start()
+        self._orders.obey(self._keeper.wishes)
+        self._connection.reopen()
+        self._claims.start(self._settings.start_delay_seconds)
 
     def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()
