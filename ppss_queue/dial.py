@@ -17,7 +17,7 @@ CONNECT_SECONDS = 5.0
 
 
 class Tls:
-    """Checks certificates. By whom they may be signed is read once: SSL_CERT_FILE may be relative, workers move about."""
+    """Checks certificates. Who may sign them is read once: SSL_CERT_FILE may be relative, and a worker moves about."""
 
     def __init__(self) -> None:
         self._context: ssl.SSLContext | None = None

@@ -82,7 +82,7 @@ class Claims:
         return self._listener.fileno()
 
     def start(self, delay_seconds: float) -> None:
-        """Opens the connection; the first claim may be sent after the delay. Raises ConnectFailed; see `reconnected`."""
+        """Opens the connection; the first claim may be sent after the delay. Raises ConnectFailed."""
         self._first_at = time.monotonic() + delay_seconds
         self.reconnected()
 
