@@ -58,7 +58,9 @@ def test_a_quota_that_is_met_in_mid_download_leaves_the_items_to_other_nodes(lab
     assert staged.counts() == {"ready": 1}
     staged.worker(n2)
     assert staged.finish() == {"a": "n2"}
-    assert n1.run(["find", "/quota", "-type", "f"]).stdout == ""  # btrfs may keep a directory until there is room
+    assert (
+        n1.run(["find", "/quota", "-type", "f"]).stdout == ""
+    )  # btrfs may keep a directory until there is room
 
 
 def test_a_command_that_meets_the_quota_of_the_scratch_goes_to_another_node(lab: Lab) -> None:
@@ -73,4 +75,6 @@ def test_a_command_that_meets_the_quota_of_the_scratch_goes_to_another_node(lab:
     assert "ppss: the quota on the disk of '/quota' is used up. Free space, then go on." in small.said
     staged.worker(n2)
     assert staged.finish() == {"a": "n2"}
-    assert n1.run(["find", "/quota", "-type", "f"]).stdout == ""  # btrfs may keep a directory until there is room
+    assert (
+        n1.run(["find", "/quota", "-type", "f"]).stdout == ""
+    )  # btrfs may keep a directory until there is room
