@@ -1,7 +1,7 @@
 """`ppss.toml` in the current directory: defaults for options, below the environment and the command line.
 
 Top-level keys are option names without the dashes, and count for every verb that has the option; a table
-`[run]` counts for that verb only, and goes first.
+`[run]` counts for that verb only, and goes first. `[nodes]` is a list of nodes: see nodes/listing.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 from ppss_queue.errors import BadInput
 
 FILE_NAME = "ppss.toml"
+NODES = "nodes"
+"""The table of nodes, not of options; no table: the option of that name."""
 _SIMILARITY = 0.75
 """difflib's ratio; at its usual 0.6, `bogus` is `logs`."""
 
@@ -24,6 +26,37 @@ def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, d
     command that this user never wrote.
     """
     path = directory / FILE_NAME
+    values = _values(path)
+    found: dict[str, dict[str, object]] = {verb: {} for verb in options}
+    known = {name for names in options.values() for name in names}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            if key == NODES:
+                continue
+            if key not in options:
+                raise BadInput(
+                    f"'{path}' has a table [{key}], but there is no such verb.{_hint(key, options)}"
+                )
+            for name, inner in value.items():
+                _set(found[key], path, name, inner, options[key])
+            continue
+        if key not in known:
+            raise BadInput(f"'{path}' sets '{key}', which is no option.{_hint(key, known)}")
+        for verb, names in options.items():
+            own = values.get(verb)
+            if key in names and not (isinstance(own, dict) and key in own):
+                _set(found[verb], path, key, value, names)
+    return found
+
+
+def read_nodes(directory: Path) -> dict[str, object]:
+    """The table [nodes]; empty if there is none. Raises BadInput."""
+    table = _values(directory / FILE_NAME).get(NODES)
+    return table if isinstance(table, dict) else {}
+
+
+def _values(path: Path) -> dict[str, object]:
+    """Nothing if there is no file."""
     try:
         owner = path.stat().st_uid
         text = path.read_text(encoding="utf-8")
@@ -36,26 +69,9 @@ def read(directory: Path, options: Mapping[str, Collection[str]]) -> dict[str, d
     import tomllib
 
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"'{path}' is no valid TOML: {error}.") from None
-    found: dict[str, dict[str, object]] = {verb: {} for verb in options}
-    known = {name for names in options.values() for name in names}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            if key not in options:
-                raise BadInput(
-                    f"'{path}' has a table [{key}], but there is no such verb.{_hint(key, options)}"
-                )
-            for name, inner in value.items():
-                _set(found[key], path, name, inner, options[key])
-            continue
-        if key not in known:
-            raise BadInput(f"'{path}' sets '{key}', which is no option.{_hint(key, known)}")
-        for verb, names in options.items():
-            if key in names and not (isinstance(values.get(verb), dict) and key in values[verb]):
-                _set(found[verb], path, key, value, names)
-    return found
 
 
 def _set(found: dict[str, object], path: Path, name: str, value: object, names: Collection[str]) -> None:

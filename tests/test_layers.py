@@ -31,7 +31,7 @@ LAYERS = [
     ["status", "broker", "filling", "node_views"],
     ["run"],
     ["queue"],
-    ["ppss_worker"],
+    ["ppss_worker", "nodes"],
     ["cli"],
 ]
 """Lowest first. A package counts as one; modules of one layer may import each other."""

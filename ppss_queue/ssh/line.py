@@ -70,6 +70,19 @@ class Line:
             raise
         return channel
 
+    def open_command(self, command: str) -> paramiko.Channel:
+        """A channel to a command that the user's login shell executes there; stderr comes apart.
+
+        Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
+        """
+        channel = self._channel("session", None)
+        try:
+            self._execute(channel, command)
+        except BaseException:
+            self.hang_up(channel)
+            raise
+        return channel
+
     def open_tcp(self, host: str, port: int) -> paramiko.Channel:
         """A channel to a port as the master sees it. Raises ConnectFailed, BadInput."""
         return self._channel("direct-tcpip", (host, port))
@@ -205,7 +218,7 @@ class Line:
             if transport.is_active():
                 raise SshRefused(
                     f"sshd of {self.target.host} runs no commands for user '{self.target.user}' (ForceCommand, "
-                    "chroot?). Allow `ppss gate` there."
+                    "chroot?). Allow them there."
                 ) from None
             raise self._lost(transport, error) from None
 

@@ -1,0 +1,100 @@
+"""A bash script on another machine, over a line: its input, its output, how it ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import paramiko
+
+from ppss_queue.ssh.failures import lost, told
+from ppss_queue.ssh.line import Line
+
+_BOOT = 'exec bash -c \'IFS= read -r -d "" s; eval "$s"\''
+"""For any login shell: the script comes first on stdin and ends with NUL, the rest of stdin is the script's own."""
+_PIECE_BYTES = 128 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a script ended."""
+
+    code: int
+    """Exit code; -1: it was killed by a signal."""
+    out: bytes
+    err: bytes
+
+    @property
+    def last_line(self) -> str:
+        """Of what it complained about, or else printed."""
+        lines = (self.err.strip() or self.out.strip()).decode(errors="replace").splitlines()
+        return lines[-1].strip() if lines else ""
+
+
+def run_script(line: Line, script: str, stdin: Iterable[bytes], seconds: float) -> Done:
+    """Executes the script in the user's home directory there. What still runs there after an error is left alone.
+
+    Raises TimeoutError after `seconds`, ConnectFailed, BadInput.
+    """
+    deadline = time.monotonic() + seconds
+    with _session(line) as channel:
+        errors: list[bytes] = []
+        # A thread each: else a full window of one stream would hold up the others.
+        threading.Thread(target=_send, args=(channel, script, stdin), daemon=True).start()
+        listener = threading.Thread(target=_collect, args=(channel, errors), daemon=True)
+        listener.start()
+        out: list[bytes] = []
+        while True:
+            channel.settimeout(max(0.01, deadline - time.monotonic()))
+            piece = channel.recv(_PIECE_BYTES)
+            if not piece:
+                break
+            out.append(piece)
+        listener.join(max(0.0, deadline - time.monotonic()))
+        if not channel.status_event.wait(max(0.01, deadline - time.monotonic())):
+            raise TimeoutError
+        code = channel.recv_exit_status()
+        if code == -1 and not channel.get_transport().is_active():
+            raise EOFError
+        return Done(code, b"".join(out), b"".join(errors))
+
+
+def stream_script(line: Line, script: str) -> Iterator[bytes]:
+    """What a script prints, both streams in one, as it comes. Raises ConnectFailed, BadInput."""
+    with _session(line) as channel:
+        channel.set_combine_stderr(True)
+        channel.sendall(script.encode(errors="surrogateescape") + b"\0")
+        while piece := channel.recv(_PIECE_BYTES):
+            yield piece
+
+
+@contextmanager
+def _session(line: Line) -> Iterator[paramiko.Channel]:
+    channel = line.open_command(_BOOT)
+    try:
+        yield channel
+    except TimeoutError:
+        raise
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        raise lost(line.target, told(error)) from None
+    finally:
+        line.hang_up(channel)
+
+
+def _send(channel: paramiko.Channel, script: str, stdin: Iterable[bytes]) -> None:
+    with suppress(
+        paramiko.SSHException, OSError, EOFError
+    ):  # it ended before it read all; its exit code tells
+        channel.sendall(script.encode(errors="surrogateescape") + b"\0")
+        for piece in stdin:
+            channel.sendall(piece)
+        channel.shutdown_write()
+
+
+def _collect(channel: paramiko.Channel, pieces: list[bytes]) -> None:
+    with suppress(paramiko.SSHException, OSError, EOFError):
+        while piece := channel.recv_stderr(_PIECE_BYTES):
+            pieces.append(piece)
