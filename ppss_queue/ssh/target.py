@@ -1,4 +1,7 @@
-"""What an ssh:// address means on this machine: ~/.ssh/config and /etc/ssh/ssh_config say it, as for `ssh`."""
+"""What an ssh:// address means on this machine: ~/.ssh/config and /etc/ssh/ssh_config say it, as for `ssh`.
+
+PPSS_SSH_CONFIG names a file that counts instead of both, as `ssh -F` does.
+"""
 
 from __future__ import annotations
 
@@ -99,12 +102,14 @@ def resolve(given: SshHost) -> Target:
 def _configuration() -> paramiko.SSHConfig:
     """The user's settings, then the system's: the first value of each counts."""
     config = paramiko.SSHConfig()
-    for name in (_USER_CONFIG, _SYSTEM_CONFIG):
+    own = os.environ.get("PPSS_SSH_CONFIG")
+    for name in [own] if own else [_USER_CONFIG, _SYSTEM_CONFIG]:
         path = Path(name).expanduser()
         try:
             config.parse(_lines(path, path.parent, 0))
         except FileNotFoundError:
-            continue
+            if own:
+                raise BadInput(f"PPSS_SSH_CONFIG names no file: '{own}'. Correct it or unset it.") from None
         except OSError as error:
             raise BadInput(
                 f"'{error.filename or path}' can't be read ({error.strerror}). Mend that."

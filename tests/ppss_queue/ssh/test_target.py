@@ -109,3 +109,16 @@ def test_what_can_not_be_understood_is_named(home: Path, config: str, says: str)
     with pytest.raises(BadInput) as error:
         _resolved(home, config)
     assert says in str(error.value)
+
+
+def test_a_file_that_is_named_counts_instead_of_both(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    own.write_text("Host queue\n  Port 7\n")
+    monkeypatch.setenv("PPSS_SSH_CONFIG", str(own))
+    target = _resolved(home, "Host queue\n  User nobody\n  Port 1\n")
+    assert (target.user, target.port) == (getpass.getuser(), 7)
+    own.unlink()
+    with pytest.raises(BadInput, match="PPSS_SSH_CONFIG names no file"):
+        resolve(SshHost("queue"))
