@@ -6,6 +6,7 @@ import os
 import random
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,12 @@ if TYPE_CHECKING:
     help="Serve only this run (may be repeated).",
 )
 @option("-q", "--quiet", section="Work", is_flag=True, help="Do not log each item.")
+@option(
+    "--pid-file",
+    section="Work",
+    metavar="FILE",
+    help="Write the process id there; end if another worker holds the file.",
+)
 @offer_options
 @node_options
 @url_option
@@ -68,6 +75,7 @@ def worker_verb(
     burst: bool,
     runs: tuple[str, ...],
     quiet: bool,
+    pid_file: str | None,
     url: str | None,
     **work: Any,
 ) -> int:
@@ -78,6 +86,7 @@ def worker_verb(
     from ppss_worker.settings import Stop
     from ppss_worker.worker import Worker
 
+    from ppss_queue.cli.pidfile import PidFile
     from ppss_queue.cli.workerlog import WorkerLog
     from ppss_queue.queue import check
 
@@ -92,7 +101,9 @@ def worker_verb(
         check(RunSpec(command=words or command, output="/"))
     logs = log_directory(work)
     check_slots(work)
-    with open_queue(url) as queue:
+    with ExitStack() as stack:
+        pid = stack.enter_context(PidFile(Path(pid_file))) if pid_file else None
+        queue = stack.enter_context(open_queue(url))
         for warning in queue.warnings:
             warn(warning)
         served = tuple(queue.run(name).id for name in runs)
@@ -106,6 +117,8 @@ def worker_verb(
         log = WorkerLog(state_directory(), logs, " · ".join(facts), quiet=quiet)
         worker = Worker(queue.connection, queue.keys, settings, log, open_files_of(queue))
         queue.connection.close()  # over SSH that is a process less on the master
+        if pid:
+            pid.write()
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
     if worker.stopping >= Stop.NOW:
