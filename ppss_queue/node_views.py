@@ -13,6 +13,7 @@ from ppss_queue import scripts
 from ppss_queue.config import closest
 from ppss_queue.connection import Reply
 from ppss_queue.errors import BadInput, UnknownNode
+from ppss_queue.keys import Keys
 from ppss_queue.replies import as_list, integer, read_members, text
 from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
@@ -128,7 +129,17 @@ class Node:
 
 def nodes(store: Store) -> list[NodeView]:
     """All nodes, by name, in one round trip. Those whose workers died are shown as lost for a day."""
-    now, *rows = as_list(scripts.run(store.connection, Call(store.keys, "nodes")))
+    return read_nodes(scripts.run(store.connection, nodes_call(store.keys)))
+
+
+def nodes_call(keys: Keys) -> Call:
+    """For `read_nodes`."""
+    return Call(keys, "nodes")
+
+
+def read_nodes(reply: Reply) -> list[NodeView]:
+    """See `nodes`."""
+    now, *rows = as_list(reply)
     return sorted((_view(float(text(now)), as_list(row)) for row in rows), key=lambda view: view.name)
 
 

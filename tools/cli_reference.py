@@ -29,11 +29,19 @@ def page() -> str:
     for name in (*VERBS, *HIDDEN):
         command = cli.get_command(group, name)
         assert command is not None
-        context = click.Context(
-            command, info_name=name, parent=group, terminal_width=100, max_content_width=100
-        )
-        parts.append(f"## ppss {name}\n\n```\n{command.get_help(context)}\n```\n")
+        parts += _sections(command, name, group)
     return "\n".join(parts)
+
+
+def _sections(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    """Of a verb, or of a group of verbs and each of these."""
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    sections = [f"## {context.command_path}\n\n```\n{command.get_help(context)}\n```\n"]
+    for inner in command.list_commands(context) if isinstance(command, click.Group) else ():
+        verb = command.get_command(context, inner)
+        assert verb is not None
+        sections += _sections(verb, inner, context)
+    return sections
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "resume": Entry("Steer", "control", "Hand out items of a paused run again."),
     "cancel": Entry("Steer", "control", "End a run, or items of it; what runs is killed."),
     "purge": Entry("Steer", "control", "Forget runs that have ended."),
+    "nodes": Entry("Set up", "nodes", "Look after all nodes from here: deploy, start, stop, status ..."),
     "server": Entry("Set up", "admin", "Start, stop or look at your own Redis on this machine."),
     "dashboard": Entry("Set up", "admin", "Serve rq-dashboard, which shows runs and items in a browser."),
     "trust": Entry("Set up", "hosts", "Show the host key of a machine, and trust it from now on."),

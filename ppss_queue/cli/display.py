@@ -35,6 +35,8 @@ class Progress:
     """How long it may still take."""
     longest: str = ""
     longest_seconds: float = 0.0
+    nodes: Callable[[int, int], list[str]] | None = None
+    """Lines about nodes, of so many columns, and at most so many."""
 
     @classmethod
     def of(cls, counts: Counts, durations: Durations, slots: int) -> Progress:
@@ -66,12 +68,13 @@ class Progress:
             parts.append(self.left)
         return " · ".join(parts)
 
-    def picture(self, columns: int, *, colour: bool) -> list[str]:
-        """Lines of at most `columns` columns: the bar if there is room for one, and the longest running item."""
+    def picture(self, columns: int, rows: int, *, colour: bool) -> list[str]:
+        """Lines of at most `columns` columns: the bar if there is room for one, nodes, the longest running item."""
         shortest, longest = _BAR_COLUMNS
         room = min(longest, columns - width_of(self.line) - 3)
         bar = f"{_bar(self.done, self.counts.total, room, colour=colour)} " if room >= shortest else ""
         lines = [f"  {bar}{self.line if bar else cut(self.line, columns - 2)}"]
+        lines += self.nodes(columns, max(2, rows - 4)) if self.nodes else []
         if self.longest_seconds >= _LONG_SECONDS:
             before, after = "  longest now: ", f" · {format_duration(self.longest_seconds)}"
             name = shorten(printable(self.longest), max(8, columns - len(before) - len(after)))
@@ -93,12 +96,12 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         """Call it as often as you like."""
-        self._show(lambda columns: progress.picture(columns, colour=self._colour), progress.line)
+        self._show(lambda columns, rows: progress.picture(columns, rows, colour=self._colour), progress.line)
 
     def filling(self, total: int) -> None:
         """Items found so far."""
         line = f"{format_count(total)} items found so far"
-        self._show(lambda columns: [cut(f"  {line}", columns)], line)
+        self._show(lambda columns, rows: [cut(f"  {line}", columns)], line)
 
     def make_room(self, target: int, data: bytes) -> None:
         """Erases what is drawn before `data` goes to stdout (1) or stderr (2), if that is the terminal too."""
@@ -122,7 +125,7 @@ class Display:
         self.close()
         say(sentence)
 
-    def _show(self, picture: Callable[[int], list[str]], plain: str) -> None:
+    def _show(self, picture: Callable[[int, int], list[str]], plain: str) -> None:
         now = time.monotonic()
         if self._quiet or now < self._due:
             return
@@ -132,7 +135,8 @@ class Display:
             return
         self._due = now + FRAME_SECONDS * 0.8
         self._end_line()
-        lines = picture(_columns() - _SPARE_COLUMNS)
+        columns, rows = _size()
+        lines = picture(columns - _SPARE_COLUMNS, rows)
         _write(_to_first_line(self._drawn_lines) + "\x1b[K\n".join(lines) + "\x1b[J")
         self._drawn_lines = len(lines)
 
@@ -158,11 +162,15 @@ def _to_first_line(lines: int) -> str:
     return "\r" + "\x1b[A" * (lines - 1)
 
 
-def _columns() -> int:
-    """Of the terminal that stderr is, also where stdout goes elsewhere, or an old COLUMNS is exported."""
+def _size() -> tuple[int, int]:
+    """Columns and rows of the terminal that stderr is, also where stdout goes elsewhere, or an old COLUMNS is exported.
+
+    A serial line knows neither.
+    """
+    columns = rows = 0
     with suppress(OSError):
-        return os.get_terminal_size(2).columns
-    return 80
+        columns, rows = os.get_terminal_size(2)
+    return columns or 80, rows or 24
 
 
 def _is_terminal(descriptor: int) -> bool:

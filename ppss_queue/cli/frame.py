@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ppss_queue import config
-from ppss_queue.cli import HIDDEN, VERBS
+from ppss_queue.cli import HIDDEN, VERBS, Entry
 from ppss_queue.cli.misuse import sentence_of
 from ppss_queue.cli.options import ACCEPT_NEW, Option
 from ppss_queue.cli.say import fail, say
@@ -36,8 +36,13 @@ def open_queue(url: str | None) -> Queue:
     """Raises BadInput, ServiceFailed, MachineFailed."""
     from ppss_queue.queue import connect
 
+    return connect(url, accept_new=accepts_new())
+
+
+def accepts_new() -> bool:
+    """Whether hosts of which nothing is known are to be trusted (--accept-new)."""
     context = click.get_current_context(silent=True)
-    return connect(url, accept_new=bool(context and context.meta.get(ACCEPT_NEW)))
+    return bool(context and context.meta.get(ACCEPT_NEW))
 
 
 @contextmanager
@@ -119,14 +124,21 @@ class Verb(click.Command):
                 formatter.write(f"  {line.strip()}\n")
 
 
-class Ppss(click.Group):
-    """All verbs, each imported when it is used."""
+class Verbs(click.Group):
+    """A group of verbs, each imported when it is used."""
+
+    def __init__(
+        self, *args: Any, verbs: Mapping[str, Entry], hidden: Mapping[str, Entry] = {}, **kwargs: Any
+    ):
+        super().__init__(*args, **kwargs)
+        self._verbs = verbs
+        self._hidden = hidden
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self._verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = VERBS.get(cmd_name) or HIDDEN.get(cmd_name)
+        entry = self._verbs.get(cmd_name) or self._hidden.get(cmd_name)
         if entry is None:
             return None
         module = importlib.import_module(f"ppss_queue.cli.{entry.module}")
@@ -139,30 +151,35 @@ class Ppss(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if (
             args
-            and args[0] not in (*VERBS, *HIDDEN)
+            and args[0] not in (*self._verbs, *self._hidden)
             and not args[0].startswith("-")
             and not ctx.resilient_parsing
         ):
-            close = config.closest(args[0], VERBS)
-            hint = f"Did you mean '{close}'?" if close else "See: ppss --help"
-            raise BadInput(f"there is no verb '{args[0]}'. {hint}")
+            close = config.closest(args[0], self._verbs)
+            hint = f"Did you mean '{close}'?" if close else f"See: {ctx.command_path} --help"
+            raise BadInput(f"there is no verb '{args[0]}'{self._of(ctx)}. {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(map(len, VERBS))
-        for group in dict.fromkeys(entry.group for entry in VERBS.values()):
+        width = max(map(len, self._verbs))
+        for group in dict.fromkeys(entry.group for entry in self._verbs.values()):
             with formatter.section(group):
                 formatter.write_dl(
                     [
                         (name.ljust(width), entry.summary)
-                        for name, entry in VERBS.items()
+                        for name, entry in self._verbs.items()
                         if entry.group == group
                     ]
                 )
 
+    def _of(self, ctx: click.Context) -> str:
+        return f" of {ctx.command_path}" if ctx.parent else ""
+
 
 @click.group(
-    cls=Ppss,
+    cls=Verbs,
+    verbs=VERBS,
+    hidden=HIDDEN,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     options_metavar="",
     subcommand_metavar="VERB [OPTION]... [ARGUMENT]...",
@@ -179,31 +196,42 @@ def cli(version: bool) -> None:
     """
 
 
-def defaults() -> dict[str, dict[str, object]]:
-    """Defaults of options from ppss.toml, per verb. Raises BadInput."""
+def defaults() -> dict[str, dict[str, Any]]:
+    """Defaults of options from ppss.toml, per verb, and per verb of a group of verbs. Raises BadInput."""
     here = Path(os.curdir)
     if not (here / config.FILE_NAME).exists():
         return {}
     assert isinstance(cli, click.Group)
-    context = click.Context(cli)
-    options: dict[str, dict[str, Option]] = {}
-    for verb in VERBS:
-        command = cli.get_command(context, verb)
-        assert command is not None
-        named = (parameter for parameter in command.params if isinstance(parameter, Option))
-        options[verb] = {parameter.setting: parameter for parameter in named}
-    found: dict[str, dict[str, object]] = {verb: {} for verb in VERBS}
-    for verb, settings in config.read(here, options).items():
+    options = {
+        path: {parameter.setting: parameter for parameter in command.params if isinstance(parameter, Option)}
+        for path, command in commands(cli, click.Context(cli))
+    }
+    found: dict[str, dict[str, Any]] = {verb: {} for verb in VERBS}
+    for path, settings in config.read(here, options).items():
+        verb, _, of_group = path.partition(" ")
+        target = found[verb].setdefault(of_group, {}) if of_group else found[verb]
         for setting, value in settings.items():
-            parameter = options[verb][setting]
+            parameter = options[path][setting]
             one = parameter.multiple and not isinstance(value, list)
-            found[verb][str(parameter.name)] = [value] if one else value
+            target[str(parameter.name)] = [value] if one else value
     return found
+
+
+def commands(group: click.Group, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """All verbs, those of groups too, by what is typed: `run`, `nodes deploy`."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            for inner, verb in commands(command, context):
+                yield f"{name} {inner}", verb
+        else:
+            yield name, command
 
 
 def _complete() -> NoReturn:
     """Answers the shell that wants to complete a line; what is wrong with ppss.toml is told by verbs alone."""
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     with suppress(PpssError):
         found = defaults()
     cli.main(prog_name="ppss", default_map=found)

@@ -35,12 +35,16 @@ OTHER_TOOLS = {
     "-u": "the output of an item comes in one piece, or by line with --line-buffer",
     "--ungroup": "the output of an item comes in one piece, or by line with --line-buffer",
     "--pipe": "items are arguments, and stdin of a command is empty",
-    "--nodes": "other machines take part with ppss worker --url ADDRESS",
-    "--stage": "files are not staged yet: other machines need them under the same path",
+    "--nodes": "other machines take part with ppss run --nodes, or ppss nodes start",
+    "--sshloginfile": "a list of nodes is read with -n FILE",
+    "--slf": "a list of nodes is read with -n FILE",
+    "--trc": "outputs come home with -o DIR, or --return NAME",
+    "--transferfile": "files are copied to nodes with --stage",
+    "--basefile": "files that all items need are copied with --with FILE",
     "--range": "give numbers as lines: seq 1 5 100 | ppss run -c CMD",
     "--limit": "the number of slots is -p, of each worker",
-    "-S": "other machines take part with ppss worker --url ADDRESS",
-    "--sshlogin": "other machines take part with ppss worker --url ADDRESS",
+    "-S": "other machines take part with ppss run --nodes, or ppss nodes start",
+    "--sshlogin": "other machines take part with ppss run --nodes, or ppss nodes start",
 }
 """Options of xargs and GNU parallel that are missing here, and what does their work."""
 

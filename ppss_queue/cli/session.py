@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppss_worker.logs import Logs
 from ppss_worker.observer import Ended, Verdict
@@ -12,23 +14,28 @@ from ppss_worker.runs import ActiveRun
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.worker import Worker
 
+from ppss_queue import scripts
 from ppss_queue.cli import summary
 from ppss_queue.cli.display import FRAME_SECONDS, Display, Progress
 from ppss_queue.cli.elsewhere import Elsewhere
 from ppss_queue.cli.eta import Durations
 from ppss_queue.cli.frame import CLOSED, machine_failed
+from ppss_queue.cli.nodes_live import NodesLive
 from ppss_queue.cli.printer import Printer
 from ppss_queue.cli.say import complaint, fail, say, typed
 from ppss_queue.cli.serving import unserved
 from ppss_queue.cli.staging import open_files_of
 from ppss_queue.connection import Reply
-from ppss_queue.errors import ExitCode, PpssError, Unavailable
+from ppss_queue.errors import ConnectFailed, ExitCode, PpssError, Unavailable
 from ppss_queue.model import ENDED, Lease, RunState
 from ppss_queue.queue import Queue
 from ppss_queue.run import Run
 from ppss_queue.scripts import Call
 from ppss_queue.store import Counts, read_counts
 from ppss_queue.units import format_count, plural
+
+if TYPE_CHECKING:
+    from ppss_queue.nodes.joining import Joining
 
 _COUNT_SECONDS = 0.5
 """Between looks at the counts, for the display only."""
@@ -54,8 +61,16 @@ class _Begun:
 class Session:
     """Observer of the worker that `ppss run` is."""
 
-    def __init__(self, queue: Queue, run: Run, settings: Settings, show: Show, logs: Path | None) -> None:
-        """`logs`: where --logs wants a log per item."""
+    def __init__(
+        self,
+        queue: Queue,
+        run: Run,
+        settings: Settings,
+        show: Show,
+        logs: Path | None,
+        joining: Joining | None = None,
+    ) -> None:
+        """`logs`: where --logs wants a log per item. `joining`: nodes that take part."""
         self._queue = queue
         self._run = run
         self._slots = settings.slots
@@ -65,6 +80,7 @@ class Session:
             keep_order=show.keep_order, tag=show.tag, quiet=show.quiet, before=self._display.make_room
         )
         self._elsewhere = Elsewhere(queue.keys, run.id, self._printer)
+        self._nodes = NodesLive(queue.keys, joining)
         self._logs = Logs(settings.state_directory, logs)
         self._durations = Durations()
         self._begun: dict[str, _Begun] = {}
@@ -82,9 +98,12 @@ class Session:
         if self._show.keep_order:
             self._skip_ended(self._counts)
         if not self._show.quiet:
+            more = (
+                f" · {plural(len(joining.steps), 'node')} to join" if (joining := self._nodes.joining) else ""
+            )
             self._display.say(
                 f"run {self._run.id} · {plural(self._counts.total, 'item')} · "
-                f"{plural(self._slots, 'slot')} on this machine"
+                f"{plural(self._slots, 'slot')} on this machine{more}"
             )
         started = time.monotonic()
         failure: PpssError | OSError | None = None
@@ -99,6 +118,8 @@ class Session:
         finally:
             self._display.close()
             self._logs.close()
+            if self._nodes.joining and not self._is_over():
+                self._nodes.leave()
         failure = self._unprintable or failure
         return self._conclude(time.monotonic() - started) if failure is None else self._give_up(failure)
 
@@ -147,6 +168,8 @@ class Session:
             # What is quick to stop has ended since the last look.
             self._say_stop(stop, max(running, self._running))
         self._running = running
+        for sentence in self._nodes.failures():
+            self._display.say(complaint(sentence))
         if self._show.quiet:
             return 10.0
         if now >= self._counted_at + _COUNT_SECONDS:
@@ -155,6 +178,8 @@ class Session:
             counts = self._counts
             if counts and counts.spec.tell_output and len(counts.workers) > 1 and not self._elsewhere.asked:
                 self._worker.query(self._elsewhere.ask(), self._heard)
+            if counts and self._nodes.is_due(counts):
+                self._worker.query(self._nodes.ask(), self._nodes.hear)
         if self._counts is not None:
             self._display.show(self._progress(self._counts, now))
         return FRAME_SECONDS
@@ -174,11 +199,17 @@ class Session:
     def _progress(self, counts: Counts, now: float) -> Progress:
         if len(counts.workers) < 2:  # the counts are a moment old, and know of an end only when it was told
             counts = replace(counts, running=len(self._begun))
-        progress = Progress.of(counts, self._durations, self._worker.slots)
+        slots = self._nodes.slots(counts, self._worker.slots)
+        progress = _with_nodes(Progress.of(counts, self._durations, slots), self._nodes)
         if not self._begun:
             return progress
         longest = min(self._begun.values(), key=lambda begun: begun.since)
         return replace(progress, longest=longest.name, longest_seconds=now - longest.since)
+
+    def _is_over(self) -> bool:
+        with suppress(PpssError):
+            return self._run.is_over()
+        return False
 
     def _say_stop(self, stop: Stop, running: int) -> None:
         items = plural(running, "running item")
@@ -203,7 +234,12 @@ class Session:
         except PpssError as error:
             return self._give_up(error)
         if counts.state in (RunState.DONE, RunState.CANCELLED) or counts.reason:
-            work = summary.work_done(self._work_seconds, wall_seconds, self._slots)
+            if self._nodes.joining:
+                work = summary.work_done(
+                    counts.work_seconds, wall_seconds, self._nodes.slots_used(self._slots)
+                )
+            else:
+                work = summary.work_done(self._work_seconds, wall_seconds, self._slots)
             summary.print_lines(summary.summarize(self._run, counts, wall_seconds, work))
             return summary.exit_code(counts)
         self._say_what_is_left(counts)
@@ -235,11 +271,12 @@ class Session:
         say(f"go on: {typed(f'run --resume {self._run.id}')}")
 
 
-def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
-    """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view. Returns the exit code of the run.
+def watch(queue: Queue, run: Run, show: Show, *, prints: bool, joining: Joining | None = None) -> int:
+    """Shows a run that works elsewhere until it ends; Ctrl-C ends only the view, unless nodes were to join.
 
-    `prints`: its outputs too, if its workers tell them.
+    `prints`: its outputs too, if its workers tell them. Returns the exit code of the run.
     """
+    nodes = NodesLive(queue.keys, joining)
     quiet = show.quiet
     display = Display(quiet=quiet)
     printer = Printer(keep_order=show.keep_order, tag=show.tag, quiet=quiet, before=display.make_room)
@@ -250,7 +287,8 @@ def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
         if not quiet:
             workers = [plural(len(counts.workers), "worker")] if counts.workers else []
             display.say(" · ".join([f"run {run.id}", plural(counts.total, "item"), *workers]))
-            if not run.is_over() and (why := unserved(queue.workers(), counts.spec)):
+            why = unserved(queue.workers(), counts.spec) if joining is None else ""
+            if why and not run.is_over():
                 display.say(complaint(why))
         while True:
             try:
@@ -260,15 +298,38 @@ def watch(queue: Queue, run: Run, show: Show, *, prints: bool) -> int:
                 if over:
                     printer.flush()
                     break
-                display.show(Progress.of(run.status(), Durations(), 0))
+                for sentence in nodes.failures():
+                    display.say(complaint(sentence))
+                counts = run.status()
+                if nodes.is_hopeless and not counts.workers:
+                    display.close()
+                    return fail(ConnectFailed(_nobody_joined(run)))
+                if nodes.is_due(counts):
+                    nodes.hear(scripts.run(queue.connection, nodes.ask()))
+                display.show(_with_nodes(Progress.of(counts, Durations(), 0), nodes))
             except Unavailable:
                 run.reconnect()
             time.sleep(_COUNT_SECONDS)
     except KeyboardInterrupt:
         display.close()
-        say(f"run {run.id} goes on. See it again: {typed(f'attach {run.id}')}")
+        if joining is None:
+            say(f"run {run.id} goes on. See it again: {typed(f'attach {run.id}')}")
+        else:
+            say("stopping the nodes ...")
+            nodes.leave()
+            say(f"run {run.id} interrupted, nothing lost\ngo on: {typed(f'run --resume {run.id}')}")
         return ExitCode.INTERRUPTED
     display.close()
     counts = run.status()
     summary.print_lines(summary.summarize(run, counts, summary.wall_seconds(counts)))
     return summary.exit_code(counts)
+
+
+def _with_nodes(progress: Progress, nodes: NodesLive) -> Progress:
+    return replace(progress, nodes=lambda columns, rows: nodes.lines(progress.counts, columns, rows))
+
+
+def _nobody_joined(run: Run) -> str:
+    return (
+        f"no node takes part in run {run.id}, and nothing runs here. Go on: {typed(f'run --resume {run.id}')}"
+    )

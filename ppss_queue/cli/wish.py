@@ -34,6 +34,9 @@ _OF_WORK = (
     "quiet",
     "url",
     "accept_new",
+    "nodes",
+    "nodes_file",
+    "master",
 )
 _COMBINATIONS = (":::", "::::", ":::+", "::::+")
 

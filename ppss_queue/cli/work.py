@@ -11,6 +11,7 @@ from ppss_queue.cli import stdout_is_there
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
+from ppss_queue.cli.nodes import join, list_options, master_option, nodes_of_run
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
 from ppss_queue.cli.say import say, typed, warn
@@ -29,8 +30,11 @@ from ppss_queue.model import RunSpec, RunState
 from ppss_queue.units import format_count, plural
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ppss_worker.offer import Offer
 
+    from ppss_queue.nodes.spec import NodeSpec
     from ppss_queue.queue import Queue
     from ppss_queue.resources import Resources
     from ppss_queue.run import Run
@@ -146,6 +150,7 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
     find . -name '*.wav' -print0 | ppss run -0 --files -o flac -- flac -8 -o {out.}.flac {}
     seq 100 | ppss run -k -c 'echo "$ITEM squared is $((ITEM * ITEM))"'
     ppss run photos/ --stage --also '{.}.xmp' -o small/ -c 'develop "$ITEM" "$OUTPUT_DIR/$OUTPUT_FILE"'
+    ppss run photos/ --nodes big1,big2 -o small/ -c 'convert "$ITEM" -resize 1024 "$OUTPUT_DIR/$OUTPUT_FILE"'
     ppss run --resume last --retry-failed
     """,
 )
@@ -159,6 +164,8 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
     help="Do what is left of a run, never what succeeded.",
 )
 @option("--retry-failed", section="Work", is_flag=True, help="With --resume: do what failed too.")
+@list_options
+@master_option
 @option("-k", "--keep-order", section="Output", is_flag=True, help="Print outputs in input order.")
 @option("--tag", section="Output", is_flag=True, help="Put the item and a tab before each line.")
 @option(
@@ -178,12 +185,16 @@ def run_verb(
     Items are files below directories, files, or lines of a list (-f LIST, or stdin). The command is a text for
     bash (-c), or words (--) that are executed as they are; one that names no item gets it as its last
     argument. -p 0: run nothing here, only watch what workers do.
+
+    With --nodes (or -n) other machines take part: PPSS is brought to them over SSH, files are copied there, outputs
+    come home, and what was started there ends with the run.
     """
     wish = Wish(context, made)
     wish.check_words()
+    helpers = nodes_of_run(made)
     if resume is not None:
         wish.for_resume()
-        return _resume(resume, made, retry_failed=retry_failed, url=url)
+        return _resume(resume, made, helpers, retry_failed=retry_failed, url=url)
     if retry_failed:
         raise BadInput("--retry-failed goes with --resume RUN")
     if wish.command is None:
@@ -197,13 +208,13 @@ def run_verb(
     if made["slots"] != 0:
         wish.make_output()
     with open_queue(url) as queue:
-        offer = _offer(queue, spec.needs, made)
+        offer = _offer(queue, spec.needs, made, helpers)
         run = _make_run(queue, replace(spec, tell_output=not made["quiet"]), sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
             warn(wish.no_items)
             return ExitCode.OK
-        return _work_on(queue, run, made, offer)
+        return _work_on(queue, run, made, offer, helpers)
 
 
 def _prepare(wish: Wish, *, look_for_program: bool) -> tuple[RunSpec, Sources]:
@@ -240,7 +251,9 @@ def _make_run(queue: Queue, spec: RunSpec, sources: Sources, *, quiet: bool) -> 
     return run
 
 
-def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | None) -> int:
+def _resume(
+    name: str, made: dict[str, Any], helpers: Sequence[NodeSpec], *, retry_failed: bool, url: str | None
+) -> int:
     log_directory(made)
     check_slots(made)
     with open_queue(url) as queue:
@@ -257,14 +270,16 @@ def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | N
             raise BadInput(
                 f"run {run.id} is still being filled. Try again when it is open: ppss status {run.id}"
             )
-        offer = _offer(queue, counts.spec.needs, made) if counts.left or retry_failed else None
+        offer = _offer(queue, counts.spec.needs, made, helpers) if counts.left or retry_failed else None
+        if helpers and not counts.spec.stage:
+            warn(f"run {run.id} was made without --stage, so nodes must see its files under the same paths.")
         if state is RunState.PAUSED:
             run.resume()
         if retry_failed:
             run.retry()
         counts = run.status()
         if counts.left:
-            return _work_on(queue, run, made, offer)
+            return _work_on(queue, run, made, offer, helpers)
         warn(f"run {run.id} has nothing left to do ({plural(counts.failed, 'item')} failed).")
         if not counts.failed:
             return ExitCode.OK
@@ -272,10 +287,10 @@ def _resume(name: str, made: dict[str, Any], *, retry_failed: bool, url: str | N
         return ExitCode.ITEMS_FAILED
 
 
-def _offer(queue: Queue, needs: Resources, made: dict[str, Any]) -> Offer | None:
+def _offer(queue: Queue, needs: Resources, made: dict[str, Any], helpers: Sequence[NodeSpec]) -> Offer | None:
     """What this machine has for a run; None: too little, or no slot, but other workers may have more.
 
-    Raises BadInput if nobody has enough.
+    `helpers`: nodes that are to join. Raises BadInput if nobody has enough.
     """
     from ppss_worker.offer import NO_OFFER
 
@@ -287,7 +302,7 @@ def _offer(queue: Queue, needs: Resources, made: dict[str, Any]) -> Offer | None
     if needs.fits(offer.total):
         return offer
     shortage = needs.shortage(offer.total, "this machine")
-    if not any(needs.fits(worker.offer) for worker in queue.workers()):
+    if not helpers and not any(needs.fits(worker.offer) for worker in queue.workers()):
         raise BadInput(
             f"each item needs {shortage}, and no other worker is there that has enough. Ask for less."
         )
@@ -295,19 +310,22 @@ def _offer(queue: Queue, needs: Resources, made: dict[str, Any]) -> Offer | None
     return None
 
 
-def _work_on(queue: Queue, run: Run, made: dict[str, Any], offer: Offer | None) -> int:
+def _work_on(
+    queue: Queue, run: Run, made: dict[str, Any], offer: Offer | None, helpers: Sequence[NodeSpec]
+) -> int:
     """`offer`: what this machine has for the run; None: nothing of it is run here."""
     try:
         from ppss_queue.cli.session import Session, Show, watch
 
         by_line = made["line_buffer"] and not made["keep_order"]  # in order means whole
         show = Show(made["keep_order"], made["tag"], by_line, made["quiet"])
+        joining = join(queue, run.id, helpers, made["master"])
         if offer is None:
-            return watch(queue, run, show, prints=True)
+            return watch(queue, run, show, prints=True, joining=joining)
         settings = settings_of(
             made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True, offer=offer
         )
-        return Session(queue, run, settings, show, log_directory(made)).work()
+        return Session(queue, run, settings, show, log_directory(made), joining).work()
     except KeyboardInterrupt:  # before the worker took the signal over
         say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")
         raise

@@ -16,7 +16,7 @@ import pytest
 
 from ppss_queue import keys
 from ppss_queue.cli import HIDDEN, VERBS
-from ppss_queue.cli.frame import cli
+from ppss_queue.cli.frame import cli, commands
 from ppss_queue.errors import ServiceFailed
 from ppss_queue.keys import Keys
 from ppss_queue.queue import connect
@@ -200,12 +200,9 @@ def _text(page: Path) -> str:
 
 
 def _options() -> set[str]:
-    group = click.Context(cli)
     assert isinstance(cli, click.Group)
     known = {"--help", "--version"}
-    for verb in VERBS:
-        command = cli.get_command(group, verb)
-        assert command is not None
+    for _, command in commands(cli, click.Context(cli)):
         known.update(name for parameter in command.params for name in parameter.opts)
     return known
 
@@ -259,6 +256,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
         ROOT / "ppss_queue",
         ROOT / "ppss_queue" / "ssh",
         ROOT / "ppss_queue" / "cli",
+        ROOT / "ppss_queue" / "nodes",
         LUA,
         ROOT / "workers" / "ppss_worker",
     ]

@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 
 from hosts.lab import Lab
+from hosts.nodes import Nodes, listing, wheelhouse
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def _block(place: str) -> str:
-    (found,) = re.findall(rf"<!-- on {place} -->\n```sh\n(.*?)```", README.read_text(), re.DOTALL)
+def _block(title: str) -> str:
+    (found,) = re.findall(rf"<!-- {title} -->\n```sh\n(.*?)```", README.read_text(), re.DOTALL)
     return str(found)
 
 
@@ -21,11 +22,30 @@ def test_the_second_machine_works_as_it_is_written(lab: Lab) -> None:
     master, node = lab.master, lab["n1"]
     for number in (1, 2, 3):
         master.write(f"words/file {number}.txt", f"text {number}\n")
-    master.run(["bash", "-euc", _block("the master")])
-    done = node.run(["bash", "-euc", _block("a node")])
+    master.run(["bash", "-euc", _block("on the master")])
+    done = node.run(["bash", "-euc", _block("on a node")])
     assert "3 succeeded" in done.stderr
     for number in (1, 2, 3):
         assert gzip.decompress(master.read(f"packed/file {number}.txt.gz")) == f"text {number}\n".encode()
+
+
+def test_many_machines_work_as_it_is_written(lab: Lab) -> None:
+    Nodes(lab, wheelhouse()).prepare()
+    master = lab.master
+    for node in lab.nodes:
+        node.run(["rm", "/usr/local/bin/ppss"], user="root")
+        before = [listing(node) for node in lab.nodes]
+    for number in (1, 2, 3):
+        master.write(f"words/file {number}.txt", f"text {number}\n")
+    for title, output in (("many machines", "packed"), ("a list of nodes", "again")):
+        done = master.run(["bash", "-euc", _block(title)], timeout_seconds=120)
+        assert "takes no part" not in done.stderr and "3 succeeded" in done.stderr
+        for number in (1, 2, 3):
+            packed = master.read(f"{output}/file {number}.txt.gz")
+            assert gzip.decompress(packed) == f"text {number}\n".encode()
+    assert done.stdout.count("ready") == 2 and done.stdout.count("live") == 2, done.stdout
+    assert done.stdout.count("load average") == 2 and done.stdout.count("erased") == 2, done.stdout
+    assert [listing(node) for node in lab.nodes] == before
 
 
 def test_fault_9_a_command_runs_on_whole_files_only_and_succeeds_when_its_outputs_are_home(lab: Lab) -> None:

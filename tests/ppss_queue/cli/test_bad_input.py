@@ -160,7 +160,7 @@ def test_a_node_name_may_be_long_and_not_ascii(ppss: Ppss) -> None:
 
 OTHER_TOOLS = {
     "-r": "there is no option -r here: nothing runs anyway when there are no items.",
-    "-n1": "there is no option -n here: a command gets one item.",
+    "-n1 true": "-n 1: a command gets one item. -n names a file with a list of nodes.",
     "-L 1": "there is no option -L here: a command gets one item, a line of the list.",
     "-N2": "there is no option -N here: a command gets one item.",
     "-a list": "there is no option -a here: lists are read with -f FILE.",

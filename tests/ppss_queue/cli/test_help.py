@@ -14,16 +14,24 @@ import pytest
 
 from ppss_queue import __version__
 from ppss_queue.cli import VERBS
-from ppss_queue.cli.frame import Verb, cli
+from ppss_queue.cli.frame import Verb, cli, commands
+from ppss_queue.cli.nodes import NODE_VERBS
 from ppss_queue.cli.options import Option
 
 if TYPE_CHECKING:
     from conftest import Ppss
 
 
+assert isinstance(cli, click.Group)
+COMMANDS = dict(commands(cli, click.Context(cli)))
+SUMMARIES = {
+    **{name: entry.summary for name, entry in VERBS.items()},
+    **{f"nodes {name}": entry.summary for name, entry in NODE_VERBS.items()},
+}
+
+
 def verb_of(name: str) -> Verb:
-    assert isinstance(cli, click.Group)
-    verb = cli.get_command(click.Context(cli), name)
+    verb = COMMANDS[name]
     assert isinstance(verb, Verb)
     return verb
 
@@ -63,11 +71,11 @@ def test_a_full_or_closed_stdout_ends_the_shortest_answers_as_any_other(ppss: Pp
     assert (closed.code, closed.err) == (130, "")
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_verb_is_whole(ppss: Ppss, name: str) -> None:
     text = help_of(name)
     assert text.startswith(f"Usage: ppss {name} ")
-    assert VERBS[name].summary in text, "the list and the verb must say the same"
+    assert SUMMARIES[name] in text, "the list and the verb must say the same"
     assert "\nExamples:\n  " in text
     for option in verb_of(name).params:
         if isinstance(option, Option):
@@ -82,7 +90,7 @@ def test_help_of_a_verb_is_whole(ppss: Ppss, name: str) -> None:
         assert done.code == 0 and "\nExamples:\n  " in done.out and done.err == ""
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_valid(name: str, tmp_path: Path) -> None:
     """bash runs each with a `ppss` that only notes its arguments; click must understand these."""
     for folder in (".zfunc", ".config/fish/completions", ".local/share/bash-completion/completions"):
@@ -103,6 +111,8 @@ def test_examples_are_valid(name: str, tmp_path: Path) -> None:
         assert b"syntax error" not in done.stderr, line
         for typed in noted.read_text().splitlines():
             verb, *arguments = shlex.split(typed)
+            if verb == "nodes":
+                verb = f"nodes {arguments.pop(0)}"
             verb_of(verb).make_context(verb, arguments)
 
 

@@ -1,0 +1,177 @@
+"""ppss nodes: the group of verbs that look after other machines, and which machines are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from ppss_queue.cli import Entry
+from ppss_queue.cli.completing import complete_files
+from ppss_queue.cli.frame import Verbs, accepts_new
+from ppss_queue.cli.options import Duration, Slots, option
+from ppss_queue.errors import BadInput
+
+if TYPE_CHECKING:
+    from ppss_queue.nodes.joining import Joining
+    from ppss_queue.nodes.master import MasterHome
+    from ppss_queue.nodes.spec import NodeSpec
+    from ppss_queue.queue import Queue
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NODE_VERBS = {
+    "check": Entry("Set up", "nodes_setup", "See what each node has and lacks, and what to do about it."),
+    "deploy": Entry("Set up", "nodes_setup", "Bring PPSS to the nodes, with a key that opens only the gate."),
+    "erase": Entry("Set up", "nodes_setup", "Remove every trace of PPSS from the nodes, and of them here."),
+    "start": Entry("Work", "nodes_work", "Start a worker on each node, which outlives this connection."),
+    "stop": Entry("Work", "nodes_work", "Let workers finish what they run, and end."),
+    "pause": Entry("Work", "nodes_work", "Give the nodes nothing more; what runs goes on."),
+    "resume": Entry("Work", "nodes_work", "Give paused or quarantined nodes items again."),
+    "set": Entry("Work", "nodes_work", "Change the slots of nodes while they work."),
+    "status": Entry("Look", "nodes_look", "Show all nodes: slots, what runs, rate, last heartbeat, load."),
+    "logs": Entry("Look", "nodes_look", "Show what the workers logged; -f follows."),
+    "exec": Entry("Look", "nodes_look", "Run one command on each node, outputs grouped."),
+}
+
+
+@click.group(
+    "nodes",
+    cls=Verbs,
+    verbs=NODE_VERBS,
+    subcommand_metavar="VERB [OPTION]... [NODE]...",
+    options_metavar="",
+    epilog="NODE is [USER@]HOST[:PORT], a name of ~/.ssh/config or of the list of nodes, node[01-40], or @TAG. The "
+    "list is -n FILE or [nodes] in ppss.toml: a node a line, with settings such as slots=16 scratch=/fast nice=10 "
+    "tags=gpu,fast mode=ssh. Without NODE it is all of the list.",
+)
+def nodes_verb() -> None:
+    """Look after all nodes from this machine, over SSH.
+
+    \b
+    ppss nodes deploy big1 big2
+    ppss nodes start big1 big2
+    ppss nodes status
+    """
+
+
+def list_options(function: F) -> F:
+    """Adds -S and -n."""
+    for decorate in reversed(LIST_OPTIONS):
+        function = decorate(function)
+    return function
+
+
+def which_nodes(function: F) -> F:
+    """Adds NODE..., -S and -n, for `chosen`."""
+    named = click.argument("names", nargs=-1, metavar="[NODE]...")
+    return named(list_options(function))
+
+
+def nodes_options(*, seconds: str) -> Callable[[F], F]:
+    """Adds what `which_nodes` does, and the time that one node gets."""
+
+    def add(function: F) -> F:
+        time_limit = option(
+            "--timeout",
+            "seconds",
+            type=Duration(minimum_seconds=1),
+            default=seconds,
+            envvar="PPSS_NODE_TIMEOUT",
+            metavar="TIME",
+            help=f"Give each node so long.  [{seconds}]",
+        )
+        return which_nodes(cast(F, time_limit(function)))
+
+    return add
+
+
+LIST_OPTIONS = (
+    option(
+        "-S",
+        "--nodes",
+        "nodes",
+        metavar="LIST",
+        help="Nodes: a,me@b:2222,node[01-40],@TAG; : is this machine.",
+    ),
+    option(
+        "-n",
+        "--nodes-file",
+        "nodes_file",
+        metavar="FILE",
+        shell_complete=complete_files,
+        help="List of nodes, one a line with its settings. Default: [nodes] in ppss.toml.",
+    ),
+)
+
+
+master_option = option(
+    "--master",
+    metavar="HOST[:PORT]",
+    help="Where nodes reach this machine's sshd. Default: the address from which it reached them.",
+)
+
+
+def chosen(names: tuple[str, ...], nodes: str | None, nodes_file: str | None) -> list[NodeSpec]:
+    """The nodes that are meant; none, if nothing says which. Raises BadInput."""
+    from ppss_queue.nodes.listing import choose
+
+    wanted = ",".join([*names, *([nodes] if nodes else [])])
+    return choose(known_nodes(nodes_file), wanted if names or nodes is not None else None)
+
+
+def known_nodes(nodes_file: str | None) -> list[NodeSpec]:
+    """The list of nodes. Raises BadInput."""
+    from ppss_queue import config
+    from ppss_queue.nodes.listing import read_nodes_file, read_nodes_table
+
+    if nodes_file is not None:
+        if nodes_file.isdecimal() and not Path(nodes_file).exists():
+            raise BadInput(f"-n {nodes_file}: a command gets one item. -n names a file with a list of nodes.")
+        return read_nodes_file(Path(nodes_file))
+    here = Path()
+    return read_nodes_table(config.read_nodes(here), f"'{here / config.FILE_NAME}'")
+
+
+def some(nodes: list[NodeSpec]) -> list[NodeSpec]:
+    """These, if there are any. Raises BadInput."""
+    if not nodes:
+        raise BadInput("there are no nodes: name them (ppss nodes VERB big1 big2), or list them in -n FILE")
+    return nodes
+
+
+def nodes_of_run(made: dict[str, Any]) -> list[NodeSpec]:
+    """The other machines that are to take part in a run; `:` among them tells the slots of this one.
+
+    `made`: the options of the run, in which it is noted that files are to be copied there. Raises BadInput.
+    """
+    nodes = chosen((), made["nodes"], made["nodes_file"]) if made["nodes"] or made["nodes_file"] else []
+    for node in nodes:
+        if node.here and node.slots and made["slots"] is None:
+            made["slots"] = Slots().convert(node.slots, None, None)
+    others = [node for node in nodes if not node.here]
+    made["stage"] = made["stage"] or bool(others)
+    return others
+
+
+def join(queue: Queue, run: str, nodes: Sequence[NodeSpec], master: str | None) -> Joining | None:
+    """Has the nodes join a run, in the background. Raises BadInput, ConnectFailed."""
+    if not nodes:
+        return None
+    from ppss_queue.nodes.joining import Joining
+
+    home, worker_url = master_home(queue, master)
+    joining = Joining(nodes, run, worker_url, home, accept_new=accepts_new())
+    joining.begin()
+    return joining
+
+
+def master_home(queue: Queue, master: str | None) -> tuple[MasterHome, str]:
+    """What nodes must know of this machine, and what their workers take for --url. Raises BadInput, ConnectFailed."""
+    from ppss_queue.address import SshHost
+    from ppss_queue.nodes.master import MasterHome, worker_url
+
+    address = queue.connection.address
+    return MasterHome.of(address, SshHost.parse(master) if master else None), worker_url(address)

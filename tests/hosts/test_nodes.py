@@ -1,0 +1,174 @@
+"""ppss nodes, and ppss run --nodes: all nodes from one host."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from helpers import wait_until
+from hosts.lab import Host, Lab
+from hosts.nodes import PYTHON, Nodes, files_with, listing, wheelhouse
+from hosts.ssh import Done, enqueue, pids, ppss
+
+SESSION = "^[^ ]*python[^ ]* [^ ]*/ppss run in"
+WORKER = "[-]-pid-file"
+WAITS = 'until [ -e "$HOME/go" ]; do sleep 0.1; done; tr a-z A-Z <"$ITEM" >{out}; echo "$PPSS_NODE"'
+LIST = f"n1 python={PYTHON} slots=2 tags=all\nn2 python={PYTHON} slots=3 tags=all,fast\n"
+
+
+@pytest.fixture(scope="session")
+def _wheels() -> bytes:
+    return wheelhouse()
+
+
+@pytest.fixture
+def master(lab: Lab, _wheels: bytes) -> Host:
+    """With a list of two nodes that have no `ppss`."""
+    Nodes(lab, _wheels).prepare()
+    for node in lab.nodes:
+        node.run(["rm", "/usr/local/bin/ppss"], user="root")
+    lab.master.write("nodes", LIST)
+    lab.master.write("ppss.toml", 'nodes-file = "nodes"\n')
+    return lab.master
+
+
+def nodes(master: Host, verb: str, *arguments: str) -> dict[str, dict[str, Any]]:
+    """What a verb says of each node."""
+    done = ppss(master, "nodes", verb, "--json", *arguments)
+    assert not done.err, done
+    return {facts["node"]: facts for facts in map(json.loads, done.out.splitlines())}
+
+
+def fill(host: Host, count: int) -> dict[str, bytes]:
+    """Files to work on, and what is to come of them."""
+    names = [f"in/d {number % 3}/it's {number}" for number in range(count)]
+    script = 'while IFS= read -r name; do mkdir -p "${name%/*}"; printf "%s\\n" "$name" >"$name"; done'
+    host.run(["bash", "-c", script], stdin="".join(f"{name}\n" for name in names))
+    return {name.removeprefix("in/"): f"{name}\n".upper().encode() for name in names}
+
+
+def outputs(host: Host) -> dict[str, bytes]:
+    found = host.run(["find", "out", "-type", "f", "-printf", r"%P\0"]).stdout
+    return {name: host.read(f"out/{name}") for name in found.split("\0") if name}
+
+
+def go(lab: Lab) -> None:
+    """Let the commands end that wait for it."""
+    for host in lab.hosts.values():
+        host.run(["touch", "go"])
+
+
+def run(master: Host, command: str, *options: str) -> Done:
+    return ppss(master, "run", "in", "-o", "out", "-c", command, *options)
+
+
+def test_exec_runs_one_command_on_each_node_and_tells_how_it_ended(lab: Lab) -> None:
+    done = ppss(lab.master, "nodes", "exec", "n1", "n2", "--", "hostname")
+    assert done.code == 0 and sorted(done.out.split()) == ["n1", "n1", "n2", "n2"], done
+    done = ppss(lab.master, "nodes", "exec", "n1", "root@n1", "--json", "-c", 'id -un; exit "$((UID > 0))"')
+    facts = {line["node"]: line for line in map(json.loads, done.out.splitlines())}
+    assert done.code == 1
+    assert facts["n1"] == {"node": "n1", "exit_code": 1, "stdout": "ppss\n", "stderr": ""}
+    assert facts["root@n1"] == {"node": "root@n1", "exit_code": 0, "stdout": "root\n", "stderr": ""}
+
+
+def test_a_dead_node_hides_no_other(lab: Lab) -> None:
+    lab["n1"].cut()
+    done = ppss(lab.master, "nodes", "exec", "--timeout", "5s", "n1", "n2", "nowhere", "--", "echo", "a  $b")
+    assert done.code == 3 and done.out == "n2\na  $b\n"
+    assert "n1" in done.err and "did not answer" in done.err and "the host 'nowhere'" in done.err
+
+
+def test_nodes_are_checked_started_seen_steered_and_erased(lab: Lab, master: Host) -> None:
+    before = {node.name: listing(node) for node in lab.nodes}
+    keys = master.read(".ssh/authorized_keys")
+    checked = nodes(master, "check", "@all")
+    assert {facts["state"] for facts in checked.values()} == {"ready"}, checked
+    assert {facts["reaches_master"] for facts in checked.values()} == {True}
+
+    started = nodes(master, "start")
+    assert {facts["started"] for facts in started.values()} == {True}, started
+    assert {facts["started"] for facts in nodes(master, "start").values()} == {False}
+    assert nodes(master, "status", "n2")["n2"]["slots"] == 3
+
+    item = enqueue(master, 6, "echo {}")
+    assert ppss(master, "wait", item).code == 0
+    assert f" {item} " in ppss(master, "nodes", "logs").out
+
+    assert ppss(master, "nodes", "set", "n2", "slots=1").code == 0
+    assert ppss(master, "nodes", "pause", "n1").code == 0
+    wait_until(lambda: nodes(master, "status", "n2")["n2"]["slots"] == 1, "n2 has one slot")
+    assert nodes(master, "status")["n1"]["state"] == "paused"
+    done = ppss(master, "nodes", "status")
+    assert "n1: paused by ppss@master. Go on: ppss nodes resume n1" in done.out
+    assert ppss(master, "nodes", "resume").code == 0
+    assert nodes(master, "status")["n1"]["state"] == "live"
+
+    assert ppss(master, "nodes", "stop", "n1").code == 0
+    wait_until(lambda: not pids(lab["n1"], WORKER), "the worker of n1 has ended")
+    assert nodes(master, "status")["n1"] == {"node": "n1", "state": "not running"}
+    assert pids(lab["n2"], WORKER)
+
+    assert nodes(master, "erase", "--yes") == {
+        "n1": {"node": "n1", "place": "n1", "worker": False, "files": True, "keys": 1},
+        "n2": {"node": "n2", "place": "n2", "worker": True, "files": True, "keys": 1},
+    }
+    assert {node.name: listing(node) for node in lab.nodes} == before
+    assert master.read(".ssh/authorized_keys") == keys
+    assert not pids(lab["n2"], "ppss ")
+    assert nodes(master, "status") == {name: {"node": name, "state": "not running"} for name in ("n1", "n2")}
+
+
+def test_run_brings_ppss_files_and_outputs_where_they_belong_and_leaves_no_worker(
+    lab: Lab, master: Host
+) -> None:
+    expected = fill(master, 40)
+    argv = ["ppss", "run", "in", "-o", "out", "--nodes", "@all", "-p", "1", "-k", "-c", WAITS]
+    process = master.popen(argv)
+    wait_until(lambda: all(pids(node, "until .*go") for node in lab.nodes), "all take part", 60)
+    go(lab)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert outputs(master) == expected
+    assert set(out.split()) == {b"master", b"n1", b"n2"}, "what items print there comes here"
+    for node in lab.nodes:
+        wait_until(lambda node=node: not pids(node, WORKER), f"the worker of {node.name} has ended", 60)
+        assert not files_with(node, "IT'S 1"), "no output stayed there"
+
+
+def test_a_run_goes_on_without_nodes_that_can_not_join(lab: Lab, master: Host) -> None:
+    expected = fill(master, 6)
+    lab["n1"].run(["rm", "-f", PYTHON], user="root")
+    done = run(master, 'tr a-z A-Z <"$ITEM" >{out}; sleep 1', "-S", "n1,nowhere", "-p", "1")
+    assert done.code == 0 and outputs(master) == expected
+    assert "ppss: 'n1' takes no part: n1 " in done.err and "mode=ssh" in done.err
+    assert "ppss: 'nowhere' takes no part: the host 'nowhere' of ssh://nowhere is unknown" in done.err
+    done = run(master, 'tr a-z A-Z <"$ITEM" >{out}', "-S", "nowhere", "-p", "0")
+    assert done.code == 3 and "no node takes part in run " in done.err
+
+
+def test_ctrl_c_stops_the_nodes_too_and_loses_nothing(lab: Lab, master: Host) -> None:
+    expected = fill(master, 12)
+    argv = ["ppss", "run", "in", "-o", "out", "-S", "n2", "-p", "1", "-c"]
+    process = master.popen([*argv, WAITS])
+    wait_until(lambda: pids(lab["n2"], "until .*go"), "n2 takes part", 60)
+    master.run(["pkill", "-INT", "-f", SESSION])
+    assert process.wait(60) == 130
+    assert not pids(lab["n2"], WORKER) and not pids(lab["n2"], "until .*go")
+    go(lab)
+    done = ppss(master, "run", "--resume", "last", "-S", "n2")
+    assert done.code == 0 and outputs(master) == expected
+
+
+def test_nodes_finish_a_run_whose_session_was_killed_and_end_then(lab: Lab, master: Host) -> None:
+    expected = fill(master, 12)
+    argv = ["ppss", "run", "in", "-o", "out", "-S", "n1,n2", "-p", "1", "-c"]
+    process = master.popen([*argv, WAITS])
+    for node in lab.nodes:
+        wait_until(lambda node=node: pids(node, "until .*go"), f"{node.name} takes part", 60)
+    process.kill()
+    go(lab)
+    assert ppss(master, "wait").code == 0 and outputs(master) == expected
+    for node in lab.nodes:
+        wait_until(lambda node=node: not pids(node, WORKER), f"the worker of {node.name} has ended", 60)
