@@ -17,6 +17,9 @@ from ppss_queue.scripts import Call
 WORKER_SILENCE_SECONDS = 30
 """A worker that was silent this long is forgotten by RQ's views."""
 
+QUARANTINED = "quarantined: "
+"""What the reason begins with of a pause that nobody wished."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claimed:

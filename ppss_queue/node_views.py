@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ppss_queue import scripts
+from ppss_queue.calls import QUARANTINED
 from ppss_queue.config import closest
 from ppss_queue.connection import Reply
 from ppss_queue.errors import BadInput, UnknownNode
@@ -30,10 +31,6 @@ class NodeState(StrEnum):
     """All of its workers end what they run, and then themselves."""
     LOST = "lost"
     """Its workers have been silent for 30 s; what they held comes back."""
-
-
-QUARANTINED = "quarantined: "
-"""What the reason of such a pause begins with."""
 
 
 @dataclass(frozen=True, slots=True)

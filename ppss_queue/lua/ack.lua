@@ -5,7 +5,7 @@ go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local wip, finished = registry('wip', run), registry('finished', run)
 local lost, seconds, done, now = {}, 0, 0, iso(NOW)
-local doubts, record = redis.call('EXISTS', doubts_key(run)) == 1, redis.call('EXISTS', record_key(run)) == 1
+local judged = redis.call('EXISTS', doubts_key(run), record_key(run)) > 0
 
 -- Called for each item there is, so with as few calls of its own as can be.
 local function ack(index, score)
@@ -27,7 +27,7 @@ local function ack(index, score)
   local took = tonumber(ARGV[index + 2])
   redis.call('HSET', key, 'status', 'finished', 'outcome', ARGV[index + 1], 'attempts', attempts, 'token', token,
     'worker_name', worker, 'started_at', iso(NOW - took), 'ended_at', now)
-  if doubts then settle_doubt(run, job, node_of(worker), true, before) end
+  if judged then settle_doubt(run, job, node_of(worker), true, before) end
   if before then drop_output(run, job) end -- of a failure before it was requeued from a dashboard
   local kept = ARGV[index + 3]
   if kept ~= '' and redis.call('HINCRBY', run_key(run), 'kept_bytes', #kept) <= OUTPUT_BUDGET then
@@ -53,7 +53,7 @@ for first = 3, #ARGV, 4000 do
   if #ended > 0 then redis.call('ZADD', finished, unpack(ended)) end
 end
 if done > 0 then
-  if record then redis.call('HDEL', record_key(run), node_of(worker) .. '!') end
+  if judged then redis.call('HDEL', record_key(run), node_of(worker) .. '!') end
   redis.call('HINCRBYFLOAT', run_key(run), 'work_seconds', seconds)
   if redis.call('EXISTS', R .. 'worker:' .. worker) == 1 then
     redis.call('HINCRBY', R .. 'worker:' .. worker, 'successful_job_count', done)

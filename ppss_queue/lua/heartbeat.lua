@@ -1,4 +1,5 @@
 -- Shows a worker as alive, in RQ's terms too, and tells what is wished of its node.
+-- The last node is not kept in quarantine.
 -- Returns {time of the server in seconds, why the node is paused or '', this worker's slots or '' (as started),
 --          until which time born workers are to stop or '', 'drain' or 'now' or '',
 --          why it would be quarantined if it were not the last node, or ''}.
@@ -21,6 +22,12 @@ if #ARGV > 3 + words then
   redis.call('EXPIRE', facts_key(node), LOST_SECONDS)
 end
 local wishes = redis.call('HMGET', node_key(node), 'paused', 'slots', 'stop', 'how')
+local why = string.match(wishes[1] or '', '^quarantined: (.*)')
+if why and redis.call('ZCOUNT', P .. 'nodes', NOW - 30, '+inf') == 1 then -- the others are gone
+  redis.call('HDEL', node_key(node), 'paused')
+  redis.call('HSET', facts_key(node), 'doubt', why .. ', but it is the last node')
+  wishes[1] = nil
+end
 local slots = tonumber(wishes[2])
 local crew = redis.call('SCARD', crew_key(node)) > 1 and alive_crew(node) or { worker }
 if slots then -- they are the node's: its workers share them

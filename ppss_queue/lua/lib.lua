@@ -47,9 +47,9 @@ local function facts_key(node) return P .. 'facts:' .. node end
 -- The names of its workers.
 local function crew_key(node) return P .. 'crew:' .. node end
 
--- Items that may have failed for their node's fault, until another node has tried them. Job -> '<until> <delay> <node>':
--- the time until which another node is waited for, or '-' (as long as there is one); the seconds until the next attempt
--- should nobody try it, or '-' (never).
+-- Items that may have failed for their node's fault, until another node has tried them.
+-- Job -> '<until> <delay> <node>': the time until which another node is waited for, or '-' (as long as there is one);
+-- the seconds until the next attempt should nobody try it, or '-' (never).
 local function doubts_key(run) return P .. 'doubts:' .. run end
 
 local function parse_doubt(value) return string.match(value, '^(%S+) (%S+) (.*)$') end

@@ -1,6 +1,7 @@
 -- Everything that is known of the nodes, in one look.
 -- Returns {time of the server, {node, when it was last heard of, {what is wished of it}, {what its machine told},
---          {name, number of items that run, {pid, slots, leased, rate, stopping, trouble}} for each worker alive} for each node}.
+--          {name, number of items that run, {pid, slots, leased, rate, stopping, trouble}} of each worker alive}
+--          of each node}.
 -- ARGV: none
 local reply = { string.format('%.6f', NOW) }
 local nodes = redis.call('ZRANGEBYSCORE', P .. 'nodes', NOW - LOST_SECONDS, '+inf', 'WITHSCORES')

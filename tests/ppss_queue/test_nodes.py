@@ -254,6 +254,22 @@ def test_the_last_node_is_not_quarantined_but_told_of_and_resume_forgets_it(node
     assert nodes.beat("a.1").doubt == nodes.queue.nodes()[0].reason == ""
 
 
+def test_a_quarantine_ends_when_the_others_are_gone(nodes: Nodes) -> None:
+    nodes.queue.enqueue([*"1234"], command="true")
+    nodes.beat("a.1")
+    nodes.beat("b.1")
+    for lease in nodes.claim("a.1", 3):
+        nodes.doubt("a.1", lease)
+    nodes.ack("b.1", *nodes.claim("b.1", 3))
+    assert nodes.beat("a.1").paused.startswith("quarantined: 3 items failed here (exit 127)")
+    assert nodes.claim("a.1") == ()
+    nodes.retire("b.1")
+    wishes = nodes.beat("a.1")
+    assert wishes.paused == ""
+    assert wishes.doubt.endswith("but it is the last node")
+    assert len(nodes.claim("a.1")) == 1
+
+
 def test_a_success_in_between_clears_a_node(nodes: Nodes) -> None:
     nodes.queue.enqueue([*"12345"], command="true")
     nodes.beat("a.1")

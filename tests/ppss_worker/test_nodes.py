@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -256,7 +257,7 @@ def test_a_node_without_the_program_is_quarantined_and_no_item_fails_or_uses_a_r
     reason = seen(site, "c").reason
     assert reason.startswith("3 items failed here (exit 127")
     assert "special" in reason and reason.endswith("that other nodes did")
-    wait_until(lambda: "node c is paused (quarantined: 3 items" in lacking.log, "it says so")
+    wait_until(lambda: "node c is quarantined: 3 items failed here (exit 127" in lacking.log, "it says so")
     assert "tried on another one" in lacking.log
     assert sum(view.attempts for view in run.items()) < 60 + 20, (
         "it is given no more until the others have tried"
@@ -339,10 +340,20 @@ def test_ppss_run_in_order_prints_what_the_second_node_printed(site: Site) -> No
     (tools / "special").write_text('#!/bin/sh\necho "did $1"\n')
     (tools / "special").chmod(0o755)
     site.worker("--node-name", "b", PATH=f"{tools}:{site.environment['PATH']}")
-    wait_seen(site, "b")
+    site.enqueue([*"xy"], WAITS)
+    site.pids("*.b.*.pid", 2)
+
+    def let_b_go_on() -> None:
+        asked = ("KEYS", "ppss:doubts:*")
+        wait_until(lambda: site.queue.connection.execute(*asked), "what failed on a waits for b")
+        (site.directory / "go").touch()
+
+    go_on = threading.Thread(target=let_b_go_on)
+    go_on.start()
     (site.directory / "list").write_text("1\n2\n3\n4\n5\n")
     options = ("-k", "-p", "1", "--node-name", "a", "--no-check", "-c", "special {}")
     done = site.ppss("run", "-f", "list", *options)
+    go_on.join()
     assert (done.returncode, done.stdout) == (0, "did 1\ndid 2\ndid 3\ndid 4\ndid 5\n"), done.stderr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ppss_queue.calls import Wishes
+from ppss_queue.calls import QUARANTINED, Wishes
 from ppss_queue.errors import BadInput
 from ppss_queue.quoting import quoted
 from ppss_queue.units import plural, printable
@@ -61,10 +61,11 @@ class Orders:
         changed = bool(reason) != bool(self._paused)
         self._paused = reason
         node = self._settings.node
-        if reason:
-            self._warn(
-                f"node {node} is paused ({printable(reason)}). Go on: ppss nodes resume {quoted(node)}"
-            )
+        why = printable(reason)
+        if reason.startswith(QUARANTINED):
+            self._warn(f"node {node} is {why}. Bring it back: ppss nodes resume {quoted(node)}")
+        elif reason:
+            self._warn(f"node {node} is paused ({why}). Go on: ppss nodes resume {quoted(node)}")
         else:
             self._warn(f"node {node} was resumed.")
         if changed:
