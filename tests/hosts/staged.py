@@ -245,7 +245,12 @@ class Staged:
         """All but so many items succeeded, all outputs are whole, no temporary is anywhere."""
         expected = {"succeeded": len(self.sizes) - missing, "failed": missing}
         assert self.counts() == {name: count for name, count in expected.items() if count}, self.reasons()
-        wait_until(lambda: not os.path.lexists(self.out / ".ppss"), "gates have swept the master", SECONDS)
+        scratch = self.out / ".ppss"
+        try:
+            wait_until(lambda: not os.path.lexists(scratch), "gates have swept the master", SECONDS)
+        except AssertionError as error:
+            left = sorted(str(path.relative_to(scratch)) for path in scratch.rglob("*"))
+            raise AssertionError(f"{error}, but: {left}") from None
         found = self._output_hashes()
         wrong = {name for name, digest in found.items() if self._hashes.get(digest, ("", ""))[0] != name}
         assert not wrong, wrong

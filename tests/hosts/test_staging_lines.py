@@ -44,11 +44,11 @@ def test_another_node_takes_over_from_one_that_is_cut_off_for_long(lab: Lab) -> 
 def test_workers_that_are_cut_off_for_good_end_when_told_to(lab: Lab, way: str) -> None:
     """One has outputs under way and is to end when these are home; the other is told to end now."""
     n1, n2 = lab["n1"], lab["n2"]
-    staged = Staged(lab, dict.fromkeys("abcd", BIG[way]), "--visibility", "2s", way=way)
+    staged = Staged(lab, dict.fromkeys("abcdefgh", BIG[way]), "--visibility", "2s", way=way)
     with staged.watch():
         drained = staged.worker(n1, *SLOW[way])
         staged.is_going_home("a")
-        staged.hold(n2, *"abcd")
+        staged.hold(n2, *"abcdefgh")
         stopped = staged.worker(n2)
         wait_until(lambda: "n2" in {node for _, node in staged.begun}, "a command begins on n2", SECONDS)
         n1.cut()
@@ -61,7 +61,7 @@ def test_workers_that_are_cut_off_for_good_end_when_told_to(lab: Lab, way: str) 
             assert "Traceback" not in worker.said, worker.said
         n1.heal()
         staged.worker(n1, "--burst")
-        assert staged.finish() == dict.fromkeys("abcd", "n1")
+        assert staged.finish() == dict.fromkeys("abcdefgh", "n1")
 
 
 def test_lossy_and_far_lines_carry_every_byte(lab: Lab) -> None:

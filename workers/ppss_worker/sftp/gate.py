@@ -25,7 +25,7 @@ from ppss_worker.sftp.packets import SftpLost
 from ppss_worker.sftp.reading import ANNOUNCED, SftpReading
 from ppss_worker.sftp.staging import SftpStaging, leftovers, sweep
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
 """How long the end of a connection may take."""
 
 
