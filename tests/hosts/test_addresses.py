@@ -314,7 +314,7 @@ def _config(text: str) -> Callable[[Lab], None]:
         (_forced("internal-sftp"), URL, 2, "does not open `ppss gate` to this key"),
         (_no_shell, URL, 2, 'and says "This account is currently not available."'),
         (_chatty, URL, 2, "print without end"),
-        (_few_sessions, URL, 3, "Raise MaxSessions in its sshd_config"),
+        (_few_sessions, URL, 2, "Raise MaxSessions in its sshd_config"),
         (_forced("ppss gate"), f"{URL}/redis://127.0.0.1:7000", 3, "does not let this key reach 127.0.0.1:7000"),
         (None, f"{URL}/redis://127.0.0.1:7000", 3, "nothing listens at 127.0.0.1:7000 of master"),
         (None, f"{URL}/unix:///run/redis.sock", 2, "a unix socket behind ppss@master can't be used"),
