@@ -1,7 +1,7 @@
 """python -m tools.bench [ROW ...]: see `make bench` for what can be set.
 
-ROW: numbers and ranges, "1,2" or "4-6", or "curves"; none: all of it. BASE=REVISION measures that one beside this one.
-ROUNDS=N, 7 by default. SMOKE=1: tiny sizes and one round, only to see that everything works.
+ROW: numbers and ranges, "1,2" or "4-6", or "nodes" or "curves"; none: all of it. BASE=REVISION measures that one
+beside this one. ROUNDS=N, 7 by default. SMOKE=1: tiny sizes and one round, only to see that everything works.
 docs/bench.md and its plots are written when everything is measured in at least 7 rounds; else plots go to
 .cache/bench/plots and the table to the terminal.
 """
@@ -73,14 +73,15 @@ def _counts(rows: Sequence[Row], rounds: int) -> str:
 def _chosen(words: list[str]) -> tuple[list[Row], bool]:
     """Rows by number, and whether curves are wanted; everything if nothing is named."""
     names = [word for word in ",".join(words).split(",") if word]
-    numbers: set[int] = set()
+    by_name = {row.name: row.number for row in ROWS.values() if row.name}
+    numbers = {by_name[name] for name in names if name in by_name}
     for name in names:
         first, _, last = name.partition("-")
-        if name != CURVES:
+        if name != CURVES and name not in by_name:
             try:
                 numbers.update(range(int(first), int(last or first) + 1))
             except ValueError:
-                sys.exit(f"bench: '{name}' is no row. Write 4, 4-6 or {CURVES}.")
+                sys.exit(f"bench: '{name}' is no row. Write 4, 4-6, {', '.join(by_name)} or {CURVES}.")
     if unknown := numbers - set(ROWS):
         sys.exit(f"bench: there is no row {min(unknown)}; there are {', '.join(map(str, ROWS))}.")
     return [

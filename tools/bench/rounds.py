@@ -69,6 +69,8 @@ class Row:
     """One round: values by `Figure.key`; a figure may be left out."""
     most_rounds: int | None = None
     """More are not worth their time."""
+    name: str = ""
+    """Another word for its number."""
 
 
 @dataclass(frozen=True, slots=True)
