@@ -149,6 +149,10 @@ class Calls:
     def renew(self, run: str, members: Iterable[str]) -> Call:
         return Call(self._keys, "renew", (run, *members))
 
+    def held(self, run: str) -> Call:
+        """What Redis takes for leased to this worker: `read_held`."""
+        return Call(self._keys, "held", (run, self._nonce))
+
     def reserve(self, lease: Lease, names: Sequence[str]) -> Call:
         return Call(self._keys, "reserve", (lease.run, lease.member, *names))
 
@@ -224,6 +228,12 @@ def read_heard(reply: Reply, cursor: str) -> tuple[str, list[Told]]:
             Told(integer(seq), text(name), as_bytes(stdout), as_bytes(stderr), integer(complete) == 1)
         )
     return cursor, told
+
+
+def read_held(run: str, reply: Reply) -> list[Lease]:
+    """Leases to hand back: of their items only the numbers are known. None, if there was no answer."""
+    parts = (member.partition(":") for member in (read_members(reply) if reply else ()))
+    return [Lease(run, token, Item(seq_of_job(job), ""), 0, 0) for job, _, token in parts]
 
 
 def read_renewed(run: str, reply: Reply) -> Renewed:

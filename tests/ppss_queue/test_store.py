@@ -20,7 +20,7 @@ from rq.registry import FailedJobRegistry
 
 from ppss_queue import scripts
 from ppss_queue.address import Address
-from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim, read_renewed
+from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim, read_held, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
@@ -570,6 +570,19 @@ def test_what_the_claimer_itself_runs_is_not_lost(bench: Bench) -> None:
     assert (counts.leased, counts.expired, counts.lost) == (3, 0, 0)
     assert worker.ack(running) == ()
     assert worker.ack(waiting) == (waiting.member,)
+
+
+def test_a_worker_can_ask_what_it_holds_and_hear_of_nobody_elses(bench: Bench) -> None:
+    bench.run("r", 4)
+    one, other = bench.worker("a"), bench.worker("b")
+    first, second, third = one.claim(3)
+    other.claim(1)
+    one.start(second)
+    one.ack(third)
+    held = read_held("r", one.call(one.calls.held("r")))
+    assert {lease.member for lease in held} == {first.member, second.member}
+    assert one.release(*held) == 2
+    assert bench.states("r") == {"ready": 2, "leased": 1, "succeeded": 1}
 
 
 def test_a_repeated_outcome_is_no_loss_and_is_recorded_once(bench: Bench) -> None:

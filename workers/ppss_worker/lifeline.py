@@ -15,7 +15,11 @@ from ppss_worker.outage import Outage
 class Lifeline:
     """Used by the worker's one thread."""
 
-    def __init__(self, link: Link, claims: Claims, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, link: Link, claims: Claims, warn: Callable[[str], None], on_mended: Callable[[], None]
+    ) -> None:
+        """`on_mended`: they are open again, and nothing new is on its way."""
+        self._on_mended = on_mended
         self._link = link
         self._claims = claims
         self._warn = warn
@@ -68,6 +72,7 @@ class Lifeline:
         if self._selector is not None:
             self._watch(self._selector)
         self._outage.end()
+        self._on_mended()
         return 0.0
 
     def stopping(self, now: float) -> None:

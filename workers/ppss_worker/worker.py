@@ -11,7 +11,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.draining import Draining
+from ppss_worker.forgotten import hand_back_forgotten
 from ppss_worker.guardian import Guardian
 from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.intake import Intake
@@ -141,7 +142,7 @@ class Worker:
         self._stop = Stop.NO
         self._failure: Exception | None = None
         self._deliver_until = math.inf
-        self._lifeline = Lifeline(self._link, self._claims, observer.warn)
+        self._lifeline = Lifeline(self._link, self._claims, observer.warn, self._mended)
         self._draining = Draining(observer.warn)
 
     # What it is asked from outside
@@ -367,6 +368,14 @@ class Worker:
     def _forget(self, lease: Lease) -> None:
         self._keeper.drop(lease.run, lease.member)
 
+    def _leases(self) -> Iterator[Lease]:
+        """Of all items held here."""
+        yield from self._hand
+        yield from self._attempts.leases
+
+    def _mended(self) -> None:
+        hand_back_forgotten(self._runs, self._link, self._calls, self._outbox, self._leases)
+
     # What comes in
 
     def _hear_news(self) -> None:
@@ -409,7 +418,7 @@ class Worker:
     # Small things
 
     def _holds_items_of(self, run: str) -> bool:
-        return any(lease.run == run for lease in (*self._hand, *self._attempts.leases))
+        return any(lease.run == run for lease in self._leases())
 
     def _heartbeat(self) -> Call:
         """Called in the thread of the keeper."""
