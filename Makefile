@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 WORKERS ?= $(shell echo $$((2 * $$(nproc || echo 2))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench check format lock docs clean
+.PHONY: help demo test chaos bench containers check format lock docs clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml requirements.lock tools/setup.sh
 	@PYTHON="$(PYTHON)" bash tools/setup.sh $(VENV)
@@ -25,8 +25,11 @@ test: $(READY) ## Run all tests (the slow chaos tests apart)
 chaos: $(READY) ## Kill workers for a minute and count what is left
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
-bench: $(READY) ## Compare with xargs, GNU parallel, rq ...: all, or ROW="1 4-6"; BASE=revision, ROUNDS=n, SMOKE=1
+bench: $(READY) ## Compare with xargs, GNU parallel, rq ...: all, or ROW="1 4-6 nodes"; BASE=revision, ROUNDS=n, SMOKE=1
 	@ROW="$(ROW)" BASE="$(BASE)" ROUNDS="$(ROUNDS)" SMOKE="$(SMOKE)" $(BIN)/python -m tools.bench
+
+containers: $(READY) ## Build the images and try docker-compose.yml on 100 files; needs docker, or root
+	@bash tools/containers.sh
 
 check: $(READY) ## Lint, format, types: what CI runs besides the tests
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ _ADVICE = {
     "MASTERDOWN": "is a replica that lost its master: give --url the address of the master",
     "MISCONF": "refuses changes because it can't write to its disk: free space there. It says",
     "NOPERM": "does not let this user do that: grant it in the ACL. It says",
+    "NOREPLICAS": "refuses changes because too few replicas follow it (min-replicas-to-write): start one",
     "READONLY": "is a read-only replica: give --url the address of the master",
 }
 """What follows "Redis at X" for a code; one that ends in "says" is followed by Redis's own text."""

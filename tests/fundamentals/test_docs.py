@@ -25,7 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LUA = ROOT / "ppss_queue" / "lua"
 INTERNALS = DOCS / "internals.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "workers/README.md")),
+    *sorted(DOCS.glob("*.md")),
+]
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 OTHER_TOOLS = {
     "--trc",
     "--controlmaster",
@@ -41,9 +50,21 @@ OTHER_TOOLS = {
         "--return",
         "--rpl",
     ),
+    *(
+        "--array",
+        "--build",
+        "--cpus-per-task",
+        "--job-name",
+        "--now",
+        "--rm",
+        "--scale",
+        "--signal",
+        "--stop-timeout",
+        "--time",
+    ),
     *("--shuf", "--sshlogin", "--tmux", "--transferfile", "--wd"),
 }
-"""Options of xargs, GNU parallel and HyperShell that PPSS does not have."""
+"""Options of xargs, GNU parallel, HyperShell, docker, systemd and Slurm that PPSS does not have."""
 
 
 class Example(NamedTuple):
@@ -207,21 +228,21 @@ def _options() -> set[str]:
     return known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_option_in_a_page_exists(page: Path) -> None:
     known = _options() | OTHER_TOOLS
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", _text(page)))
     assert named <= known, f"{page.name}: {sorted(named - known)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_verb_in_a_page_exists(page: Path) -> None:
     named = set(re.findall(r"(?:`|^|\(|&& |; )ppss ([a-z]+)", _text(page), re.MULTILINE))
     known = {*VERBS, *HIDDEN}
     assert named <= known, f"{page.name}: {sorted(named - known)}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_link_in_a_page_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -235,7 +256,7 @@ def _tests() -> set[str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     named = set(re.findall(r"\btest_\w+\b(?!\.py|\w*/)", page.read_text()))
     assert named <= _tests(), f"{page.name}: {sorted(named - _tests())}"

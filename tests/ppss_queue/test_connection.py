@@ -33,6 +33,7 @@ from ppss_queue.errors import (
     OutOfMemory,
     PpssError,
     ServiceFailed,
+    Unavailable,
 )
 from ppss_queue.failures import NoScript, connection_failure
 from ppss_queue.resp import Argument
@@ -839,6 +840,14 @@ def test_a_replica_is_refused_and_says_why(start: Start, key: str) -> None:
         connection.execute("CONFIG", "SET", "replica-serve-stale-data", "no")
         with pytest.raises(ServiceFailed, match="lost its master"):
             connection.execute("GET", key)
+
+
+def test_a_master_whose_replicas_are_away_says_so_and_may_be_waited_for(start: Start, key: str) -> None:
+    with start("--min-replicas-to-write", "1").connect() as connection:
+        for command in [("SET", key, 1), _lua("return redis.call('SET', KEYS[1], 1)", key)]:
+            with pytest.raises(Unavailable) as error:
+                connection.execute(*command)
+            assert "because too few replicas follow it (min-replicas-to-write): start one" in _message(error)
 
 
 def test_a_disk_that_takes_no_more_is_named(start: Start, key: str, tmp_path: Path) -> None:
