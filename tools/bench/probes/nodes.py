@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from multiprocessing.synchronize import Barrier, Event
 
 from leases import DONE, KEYS, Client, probe
+from ppss_worker.machine import machine_facts, take_name
 
 from ppss_queue.calls import read_claim
 from ppss_queue.changes import ChangeListener
 from ppss_queue.model import Lease
+from ppss_queue.node_views import nodes as look_at_nodes
 from ppss_queue.run import Run
 from ppss_queue.scripts import Call
 
@@ -45,8 +47,7 @@ class _Node:
         self.listening = self.connection.clone(name="ppss-wake")
         self._wake = ChangeListener(self.listening, watched)
         self._timers, self._item_seconds = timers, item_seconds
-        self._facts = {"hostname": name, "pid": 1, "version": "1.0.0", "python_version": "3.13.1"}
-        self._facts |= {"queues": "", "node": name.partition(".")[0], "slots": slots}
+        self._node, self._slots = name.partition(".")[0], slots
         self._idle, self._held, self._ended = slots, dict[str, Lease](), list[Lease]()
         self._dry = True
         """Waits for changes: the last claim gave nothing."""
@@ -55,6 +56,7 @@ class _Node:
         self.done = 0
 
     def register(self) -> None:
+        take_name(self._keeper, KEYS, self._node)
         self._control.on()
         self._wake.on()
         self._beat()
@@ -124,7 +126,21 @@ class _Node:
         self.connection.send([call.command])
 
     def _beat(self) -> None:
-        self._keep(self._calls.heartbeat(self._facts))
+        worker = {
+            "hostname": self._node,
+            "pid": 1,
+            "version": "1.0.0",
+            "python_version": "3.13.1",
+            "queues": "work",
+        }
+        worker |= {
+            "node": self._node,
+            "slots": self._slots,
+            "leased": len(self._held),
+            "rate": "2.000",
+            "stopping": 0,
+        }
+        self._keep(self._calls.heartbeat(worker, machine_facts()))
 
     def _beat_on(self) -> None:
         self._beat()
@@ -210,15 +226,16 @@ def measure(
     trickled = _trickled(client, item_ms / 1000)
     cpu, began = client.server_cpu_seconds(), time.perf_counter()
     client.store.open("work")
-    looks = _watched(client)
+    of_nodes, of_run = _watched(client)
     seconds, cpu = time.perf_counter() - began, client.server_cpu_seconds() - cpu
     over.set()
     done = [count for queue in found for count in queue.get()]
     return {
         "idle": idle * 100,
         "fair": max(done) / max(min(done), 1),
-        "p50": looks[len(looks) // 2] * 1000,
-        "p99": looks[int(len(looks) * 0.99)] * 1000,
+        "p50": of_nodes[len(of_nodes) // 2] * 1000,
+        "p99": of_nodes[int(len(of_nodes) * 0.99)] * 1000,
+        "run": of_run[len(of_run) // 2] * 1000,
         "register": registered / nodes * 1000,
         "trickle": trickled * 1000,
         "memory": memory / nodes / 1000,
@@ -245,15 +262,19 @@ def _trickled(client: Client, pause_seconds: float) -> float:
     return (client.server_cpu_seconds() - cpu) / _TRICKLED
 
 
-def _watched(client: Client) -> list[float]:
-    """Until the work is done: how long each look at it took, with all of its nodes, in seconds, sorted."""
-    run, looks = Run(client.store, "work"), []
+def _watched(client: Client) -> tuple[list[float], list[float]]:
+    """Until the work is done: how long each look at all nodes took, and each at the run; seconds, sorted."""
+    run = Run(client.store, "work")
+    of_nodes, of_run = list[float](), list[float]()
     while True:
         began = time.perf_counter()
+        look_at_nodes(client.store)
+        between = time.perf_counter()
         counts = run.status()
-        looks.append(time.perf_counter() - began)
+        of_nodes.append(between - began)
+        of_run.append(time.perf_counter() - between)
         if not counts.left:
-            return sorted(looks)
+            return sorted(of_nodes), sorted(of_run)
         time.sleep(_LOOKS_EACH_SECONDS)
 
 
