@@ -214,14 +214,14 @@ def measure(
     client.fill("work", (f"item {number}" for number in range(nodes * slots * items)), opened=False)
     client.fill("trickle", iter(()))
     ready, over, found = multiprocessing.Barrier(_PROCESSES + 1), multiprocessing.Event(), []
-    memory, cpu = client.used_memory(), client.server_cpu_seconds()
+    memory, cpu = _settled_memory(client), client.server_cpu_seconds()
     for part in range(_PROCESSES):
         queue: multiprocessing.SimpleQueue[list[int]] = multiprocessing.SimpleQueue()
         words = (address, range(part, nodes, _PROCESSES), slots, item_ms / 1000, ready, over, queue)
         multiprocessing.Process(target=_crowd, args=words, daemon=True).start()
         found.append(queue)
     ready.wait(60)
-    registered, memory = client.server_cpu_seconds() - cpu, client.used_memory() - memory
+    registered, memory = client.server_cpu_seconds() - cpu, _memory(client) - memory
     idle = _used(client, idle_ms / 1000)
     trickled = _trickled(client, item_ms / 1000)
     cpu, began = client.server_cpu_seconds(), time.perf_counter()
@@ -242,6 +242,20 @@ def measure(
         "rate": nodes * slots * items / seconds,
         "cpu": cpu / seconds * 100,
     }
+
+
+def _memory(client: Client) -> int:
+    """Bytes, with the buffers of clients."""
+    return int(client.info("memory")["used_memory"])
+
+
+def _settled_memory(client: Client) -> int:
+    """When nothing is freed any more: what is flushed goes in the background."""
+    before = 0
+    while abs((memory := _memory(client)) - before) > 20_000:
+        before = memory
+        time.sleep(0.2)
+    return memory
 
 
 def _used(client: Client, seconds: float) -> float:
