@@ -54,7 +54,7 @@ class _Place:
         quorum = sentinels // 2 + 1
         config = (
             f"sentinel monitor main 127.0.0.1 {master} {quorum}\n"
-            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 5000\n"
+            "sentinel down-after-milliseconds main 1000\nsentinel failover-timeout main 5000\n"
         )
         self._sentinels = [self.server("--sentinel", config=config)[1] for _ in range(sentinels)]
         for port in self._sentinels:
@@ -69,10 +69,14 @@ class _Place:
         wait_until(lambda: b"master_link_status:up" in self.ask(port, "INFO", "replication"), "a replica")
         return port
 
-    def lead_to(self, master: int) -> None:
-        """What sentinels do at the end of a failover, without one."""
+    def unwatch(self) -> None:
+        """The sentinels no longer look at the master, or say which it is."""
         for port in self._sentinels:
             self.ask(port, "SENTINEL", "REMOVE", "main")
+
+    def lead_to(self, master: int) -> None:
+        """They lead there from now on, as at the end of a failover."""
+        for port in self._sentinels:
             self.ask(port, "SENTINEL", "MONITOR", "main", "127.0.0.1", str(master), "1")
 
     @staticmethod
@@ -129,8 +133,10 @@ def _enqueued(queue: Queue, directory: Path, command: str, items: int) -> Run:
 def _assert_all_right(run: Run, directory: Path, items: int) -> None:
     counts = run.status()
     assert (counts.succeeded, counts.total, counts.failed) == (items, items, 0)
+    names = [f"item {number:03}" for number in range(items)]
+    assert sorted(item.name for item in run.results()) == names, "not each was recorded once"
     written = {path.name: path.read_text() for path in (directory / "out").iterdir() if path.name[0] != "."}
-    assert written == {f"item {number:03}": f"item {number:03}\n" for number in range(items)}
+    assert written == {name: f"{name}\n" for name in names}
 
 
 def test_workers_go_on_when_a_replica_takes_the_place_of_a_killed_master(place: _Place) -> None:
@@ -165,6 +171,7 @@ def test_what_a_failover_forgot_is_done_again(place: _Place) -> None:
         wait_until(lambda: run.status().running == 2, "two items run")
         begun = ("ZRANGEBYSCORE", Keys().registry("wip", run.id), str(2 * HUNDRED_YEARS_SECONDS), "+inf")
         wait_until(lambda: len(place.ask(replica, *begun)) == 2, "the replica knows")
+        place.unwatch()
         place.ask(replica, "REPLICAOF", "NO", "ONE")
         (place.directory / "go").touch()
         wait_until(lambda: run.status().succeeded == 6, "all is done, as the old master says")
