@@ -15,6 +15,9 @@ stop() {
     printf 'containers: %s\n' "$*" >&2
     exit 1
 }
+containers() { # SERVICE FORMAT: of ours, whatever else runs here
+    docker ps --filter label=com.docker.compose.project=ppss-try --filter "label=com.docker.compose.service=$1" --format "$2"
+}
 compose() { if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi; }
 
 clean() {
@@ -102,13 +105,13 @@ say "100 files, enqueued in a container: every output is there"
 
 run=$(seq 20 | ppss enqueue -c 'echo begin >> "log"; sleep 2; (setsid sleep 0.1 &); echo end >> "log"; : {}' 2>>"$work/log")
 await running 3
-worker=$(docker ps -q --filter name=worker | sed -n 1p)
+worker=$(containers worker '{{.ID}}' | sed -n 1p)
 docker stop --time 30 "$worker" >>"$work/log"
 [ "$(docker inspect "$worker" --format '{{.State.ExitCode}}')" = 0 ] || stop "SIGTERM: $(docker logs --tail 3 "$worker" 2>&1)"
 say "SIGTERM drains: $(docker logs --tail 1 "$worker" 2>&1)"
 docker start "$worker" >>"$work/log"
 
-other=$(docker ps -q --filter name=worker | sed -n 2p)
+other=$(containers worker '{{.ID}}' | sed -n 2p)
 zombies=$(docker exec "$other" sh -c 'cat /proc/[0-9]*/stat' | grep -c ') Z ' || true)
 [ "$zombies" = 0 ] || stop "$zombies zombies in a worker's container"
 say "what commands left behind is buried"
@@ -130,7 +133,7 @@ say "the dashboard wants its password"
 said=$(VALKEY_PASSWORD='' compose config 2>&1 >/dev/null) && stop "no password, and no error"
 say "a missing password: ${said##*: }"
 for service in valkey dashboard worker; do
-    for _ in $(seq 400); do docker ps --filter name=$service --format '{{.Status}}' | grep -qv '(healthy)' || break; sleep 0.2; done
-    ! docker ps --filter name=$service --format '{{.Status}}' | grep -v '(healthy)' || stop "$service is not healthy"
+    for _ in $(seq 400); do containers $service '{{.Status}}' | grep -qv '(healthy)' || break; sleep 0.2; done
+    ! containers $service '{{.Status}}' | grep -v '(healthy)' || stop "$service is not healthy"
 done
 say "all containers are healthy"
