@@ -21,8 +21,9 @@ containers() { # SERVICE FORMAT: of ours, whatever else runs here
 compose() { if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi; }
 
 clean() {
+    trap '' INT TERM HUP # a second one would leave mounts
     compose down --timeout 5 --remove-orphans >>"$work/log" 2>&1 || true
-    [ -z "$dockerd" ] || { kill "$dockerd" && wait "$dockerd" || true; }
+    [ -z "$dockerd" ] || { kill "$dockerd" 2>/dev/null && wait "$dockerd" || true; }
     # An image of this machine's Debian, overlays, shared memory: whatever is left mounted below, deepest first.
     awk -v below="$work/" 'index($2, below) == 1 {print $2}' /proc/mounts | sort -r | xargs -r -n1 umount -l || true
     rm -rf "$work"
