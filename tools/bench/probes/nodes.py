@@ -31,7 +31,7 @@ _HEARTBEAT_SECONDS = _RENEW_SECONDS = 10.0
 _SHOWN_SECONDS = 0.02
 """After which an item is shown as running: ppss_worker/outbox.py."""
 _TRICKLED = 5
-_LOOKS_EACH_SECONDS = 0.1
+_LOOKS_EACH_SECONDS = 0.5
 
 
 class _Node:
@@ -140,7 +140,7 @@ class _Node:
             "rate": "2.000",
             "stopping": 0,
         }
-        self._keep(self._calls.heartbeat(worker, machine_facts()))
+        self._keep(self._calls.heartbeat(worker, machine_facts(None)))
 
     def _beat_on(self) -> None:
         self._beat()
@@ -190,7 +190,11 @@ def _crowd(
     nodes = [_Node(address, number, slots, timers, item_seconds) for number in numbers]
     poll, on_input = select.poll(), dict[int, Callable[[], None]]()
     for node in nodes:
-        node.register()
+        try:
+            node.register()
+        except BaseException:
+            ready.abort()  # nobody need wait for this process
+            raise
         on_input[node.connection.fileno()] = node.answer
         on_input[node.listening.fileno()] = node.hear
     for descriptor in on_input:
@@ -221,8 +225,9 @@ def measure(
         multiprocessing.Process(target=_crowd, args=words, daemon=True).start()
         found.append(queue)
     ready.wait(60)
-    registered, memory = client.server_cpu_seconds() - cpu, _memory(client) - memory
+    registered = client.server_cpu_seconds() - cpu
     idle = _used(client, idle_ms / 1000)
+    memory = _settled_memory(client) - memory
     trickled = _trickled(client, item_ms / 1000)
     cpu, began = client.server_cpu_seconds(), time.perf_counter()
     client.store.open("work")
