@@ -146,6 +146,10 @@ class Calls:
     def release(self, run: str, leases: Iterable[Lease]) -> Call:
         return Call(self._keys, "release", (run, self._worker, *(lease.member for lease in leases)))
 
+    def forfeit(self, run: str, leases: Iterable[Lease]) -> Call:
+        """Hands back leases that are lost with their hosts, which counts as for a worker that died."""
+        return Call(self._keys, "forfeit", (run, self._worker, *(lease.member for lease in leases)))
+
     def renew(self, run: str, members: Iterable[str]) -> Call:
         return Call(self._keys, "renew", (run, *members))
 

@@ -22,10 +22,7 @@ for index = 12, #ARGV do
   if run then excluded[run] = true else allowed[ARGV[index]] = true end
 end
 
--- RQ's form (zlib, base64) of 'lost too often: its worker died'
-local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
-
--- The same of 'failed on its node, and no other node was left to try it'
+-- RQ's form of 'failed on its node, and no other node was left to try it'
 local UNTRIED = 'eJxLS8zMSU1RyM9TyCwpVsjLT0nVUUjMSwGyFPJLMlKLwEIK5YnFCjmpaSUKJfkKJUWVQLUAMzAT0g=='
 
 -- Leases of workers that died. A stock `rq worker` that took items writes the deadline itself as the score.
@@ -44,23 +41,6 @@ end
 local function runs_here(run, member)
   if string.sub(member, -#ARGV[3] - 1) ~= '-' .. ARGV[3] then return false end
   return tonumber(redis.call('ZSCORE', registry('wip', run), member)) >= BEGUN
-end
-
--- Ends the lease of a dead worker; whether the item can be tried again: lost too often, it has failed.
-local function take_back(run, member, max_lost)
-  local job = split_member(member)
-  if not is_ours(run, job) then
-    redis.call('ZREM', registry('wip', run), member)
-    return false
-  end
-  local alive, begun = end_lease(run, member)
-  if not alive or not begun then return alive end
-  redis.call('HINCRBY', run_key(run), 'lost', 1)
-  local lost = redis.call('HINCRBY', job_key(job), 'lost', 1)
-  if lost <= max_lost then return true end
-  fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
-  check_halt(run)
-  return false
 end
 
 -- At most `limit` items whose leases expired.

@@ -306,6 +306,26 @@ local function forget_node(node)
   if redis.call('HLEN', node_key(node)) == 1 then redis.call('HDEL', node_key(node), 'id') end
 end
 
+-- RQ's form (zlib, base64) of 'lost too often: its worker died'
+local DIED = 'eJzLyS8uUSjJz1fITytJzbNSyCwpVijPL8pOLVJIyUxNAQC56wuL'
+
+-- Ends the lease of a dead worker; whether the item can be tried again: lost too often, it has failed.
+local function take_back(run, member, max_lost)
+  local job = split_member(member)
+  if not is_ours(run, job) then
+    redis.call('ZREM', registry('wip', run), member)
+    return false
+  end
+  local alive, begun = end_lease(run, member)
+  if not alive or not begun then return alive end
+  redis.call('HINCRBY', run_key(run), 'lost', 1)
+  local lost = redis.call('HINCRBY', job_key(job), 'lost', 1)
+  if lost <= max_lost then return true end
+  fail_item(run, job, cjson.encode({ reason = 'lost ' .. lost .. ' times: its worker died' }), DIED)
+  check_halt(run)
+  return false
+end
+
 local function cancel_item(run, job)
   if not is_ours(run, job) or redis.call('EXISTS', job_key(job)) == 0 then return end
   redis.call('ZADD', registry('canceled', run), NOW + CENTURY, job)

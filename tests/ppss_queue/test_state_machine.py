@@ -246,7 +246,7 @@ class Model:
         for _, _, _, attempt in expired[:want]:
             if attempt.begun and attempt.worker == worker:
                 attempt.expired = None  # it was away, but it is back
-            elif self._lost_but_not_failed(attempt):
+            elif self.lost_but_not_failed(attempt):
                 jobs.append(attempt.lease.job)
         for job in [job for job in jobs if job in doubted]:
             jobs.remove(job)
@@ -270,7 +270,7 @@ class Model:
             self.workers.add(worker)
         return jobs
 
-    def _lost_but_not_failed(self, attempt: Attempt) -> bool:
+    def lost_but_not_failed(self, attempt: Attempt) -> bool:
         job = attempt.lease.job
         if not self.end_lease(attempt):
             return False
@@ -578,7 +578,7 @@ class LeaseMachine(RuleBasedStateMachine):
         return attempts
 
     @precondition(any_held)
-    @rule(picks=PICKS, what=st.sampled_from(["begin", "start", "renew", "reserve", "release"]))
+    @rule(picks=PICKS, what=st.sampled_from(["begin", "start", "renew", "reserve", "release", "forfeit"]))
     def attempts_go_on(self, picks: list[int], what: str) -> None:
         self._attempts(self.some_attempts(picks), what, picks[0], again=False)
 
@@ -595,7 +595,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(
         picks=PICKS,
         what=st.sampled_from(
-            ["begin", "start", "renew", "reserve", "release", "ack", "fail", "doubt", "retry"]
+            ["begin", "start", "renew", "reserve", "release", "forfeit", "ack", "fail", "doubt", "retry"]
         ),
     )
     def attempts_come_late(self, picks: list[int], what: str) -> None:
@@ -614,6 +614,8 @@ class LeaseMachine(RuleBasedStateMachine):
                 self._reserve(attempts[0], "abc"[pick % 3 :])
             elif what == "release":
                 self._release(attempts)
+            elif what == "forfeit":
+                self._forfeit(attempts)
             elif what == "ack":
                 self._ack(attempts)
             elif what == "doubt":
@@ -738,6 +740,18 @@ class LeaseMachine(RuleBasedStateMachine):
                 model.items[job].status = "queued"
             model.settle()
         assert self.call(self.calls[worker].release(run, [a.lease for a in attempts])) == len(back)
+
+    def _forfeit(self, attempts: list[Attempt]) -> None:
+        run, worker = attempts[0].lease.run, attempts[0].worker
+        model, back = self.runs.get(run), 0
+        for attempt in reversed(attempts):
+            if model and model.lost_but_not_failed(attempt):
+                model.ready.insert(0, attempt.lease.job)
+                model.items[attempt.lease.job].status = "queued"
+                back += 1
+        if model:
+            model.settle()
+        assert self.call(self.calls[worker].forfeit(run, [a.lease for a in attempts])) == back
 
     def _reserve(self, attempt: Attempt, names: str) -> None:
         reply = self.call(self.calls[attempt.worker].reserve(attempt.lease, list(names)))
@@ -962,6 +976,7 @@ class LeaseMachine(RuleBasedStateMachine):
             assert list(read_members(self.call(calls.fail(run, [(lease, Outcome(), 0.0, b"x")])))) == lost
             assert self.call(calls.doubt(lease, Outcome(exit_code=127), None, in_a_row=1, proven=True)) == 0
             assert self.call(calls.release(run, [lease])) == 0
+            assert self.call(calls.forfeit(run, [lease])) == 0
             assert self.call(calls.reserve(lease, ["a"])) == b"lost"
             assert read_renewed(run, self.call(calls.renew(run, lost))).lost == (attempt.member,)
         for run in self.ids:
