@@ -108,3 +108,11 @@ def shorten(text: str, width: int) -> str:
         return text
     keep = max(width - 1, 2)
     return f"{text[: keep // 2]}…{text[-(keep - keep // 2) :]}"
+
+
+def count_slots(text: str, cores: int) -> int:
+    """`8`, `50%` of the cores, `-1`: all but one. Raises ValueError, OverflowError."""
+    if text.endswith("%"):
+        return max(1, round(cores * float(text[:-1]) / 100))
+    number = int(text)
+    return max(1, cores + number) if text[0] in "+-" else number

@@ -96,6 +96,8 @@ RULE_OPTIONS = (
 WORK_OPTIONS = (
     _work("-p", "--slots", "-j", "-P", "slots", type=Slots(), metavar="N",
           help="Items at once: 8, 50%, -1 (all cores but one). Default: all cores."),
+    _work("--on", once=True, metavar="LIST",
+          help="Run items on these nodes too (8/big1,me@big2), over SSH: they need bash, and no PPSS."),
     _work("--nice", type=Number(-20, 19), default=0, metavar="N", help="Lower the priority of commands.  [0]"),
     _work("-D", "--delay", type=Duration(), default="0", metavar="TIME",
           help="Wait a random time up to this before the first item.  [0]"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from ppss_queue.cli import Entry
+from ppss_queue.cli.agentless import WITHOUT_PPSS
 from ppss_queue.cli.completing import complete_files
 from ppss_queue.cli.frame import Verbs, accepts_new
 from ppss_queue.cli.options import Duration, Slots, option
@@ -143,9 +144,10 @@ def some(nodes: list[NodeSpec]) -> list[NodeSpec]:
 
 
 def nodes_of_run(made: dict[str, Any]) -> list[NodeSpec]:
-    """The other machines that are to take part in a run; `:` among them tells the slots of this one.
+    """The other machines that are to take part in a run with workers of their own; `:` tells the slots of this one.
 
-    `made`: the options of the run, in which it is noted that files are to be copied there. Raises BadInput.
+    `made`: the options of the run, in which is noted that files are to be copied there, and which nodes get no worker.
+    Raises BadInput.
     """
     nodes = chosen((), made["nodes"], made["nodes_file"]) if made["nodes"] or made["nodes_file"] else []
     for node in nodes:
@@ -153,7 +155,8 @@ def nodes_of_run(made: dict[str, Any]) -> list[NodeSpec]:
             made["slots"] = Slots().convert(node.slots, None, None)
     others = [node for node in nodes if not node.here]
     made["stage"] = made["stage"] or bool(others)
-    return others
+    made[WITHOUT_PPSS] = [node for node in others if node.mode == "ssh"]
+    return [node for node in others if node.mode != "ssh"]
 
 
 def join(queue: Queue, run: str, nodes: Sequence[NodeSpec], master: str | None) -> Joining | None:

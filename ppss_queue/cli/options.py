@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ppss_queue.errors import BadInput
-from ppss_queue.units import parse_bytes, parse_duration, printable, shorten
+from ppss_queue.units import count_slots, parse_bytes, parse_duration, printable, shorten
 
 _GPU_DIGITS = 3
 """A number of GPUs has no more."""
@@ -106,14 +106,11 @@ class Slots(_Type):
     name = "slots"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text, cores = str(value), cores_here()
+        text = str(value)
         try:
-            if text.endswith("%"):
-                return max(1, round(cores * float(text[:-1]) / 100))
-            number = int(text)
+            return count_slots(text, cores_here())
         except (ValueError, OverflowError):
             self.fail(f"'{text}' is no number of slots. Write 8, 50% or -1 (all cores but one).", param, ctx)
-        return max(1, cores + number) if text[0] in "+-" else number
 
 
 class NodeName(_Type):

@@ -73,7 +73,8 @@ class Session:
         """`logs`: where --logs wants a log per item. `joining`: nodes that take part."""
         self._queue = queue
         self._run = run
-        self._slots = settings.slots
+        self._slots = settings.slots + settings.slots_elsewhere
+        self._where = _where(settings)
         self._show = show
         self._display = Display(quiet=show.quiet)
         self._printer = Printer(
@@ -102,8 +103,7 @@ class Session:
                 f" · {plural(len(joining.steps), 'node')} to join" if (joining := self._nodes.joining) else ""
             )
             self._display.say(
-                f"run {self._run.id} · {plural(self._counts.total, 'item')} · "
-                f"{plural(self._slots, 'slot')} on this machine{more}"
+                f"run {self._run.id} · {plural(self._counts.total, 'item')} · {self._where}{more}"
             )
         started = time.monotonic()
         failure: PpssError | OSError | None = None
@@ -269,6 +269,19 @@ class Session:
             f"run {self._run.id} interrupted: {done} done{failed}, {format_count(counts.left)} left, nothing lost"
         )
         say(f"go on: {typed(f'run --resume {self._run.id}')}")
+
+
+def _where(settings: Settings) -> str:
+    """Where the items run."""
+    parts = [f"{plural(settings.slots, 'slot')} on this machine"] if settings.slots else []
+    if settings.nodes:
+        number = (
+            plural(settings.slots_elsewhere, "slot")
+            if all(node.known_slots for node in settings.nodes)
+            else "slots"
+        )
+        parts.append(f"{number} on {plural(len(settings.nodes), 'node')}")
+    return " · ".join(parts)
 
 
 def watch(queue: Queue, run: Run, show: Show, *, prints: bool, joining: Joining | None = None) -> int:

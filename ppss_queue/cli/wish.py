@@ -24,6 +24,7 @@ _OF_DIRECTORIES = ("include", "exclude", "max_depth", "follow_links")
 _OF_ITEMS = ("sources", "directories", "list_file", *_OF_LISTS, *_OF_DIRECTORIES, "order")
 _OF_WORK = (
     "slots",
+    "on",
     "nice",
     "delay",
     "logs",

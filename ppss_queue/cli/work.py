@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ppss_queue.cli import stdout_is_there
+from ppss_queue.cli.agentless import agentless_nodes
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
@@ -205,7 +206,7 @@ def run_verb(
     refuse_staging_from_afar(made, url)
     log_directory(made)
     check_slots(made)
-    if made["slots"] != 0:
+    if made["slots"] != 0 or agentless_nodes(made):
         wish.make_output()
     with open_queue(url) as queue:
         offer = _offer(queue, spec.needs, made, helpers)
@@ -294,7 +295,7 @@ def _offer(queue: Queue, needs: Resources, made: dict[str, Any], helpers: Sequen
     """
     from ppss_worker.offer import NO_OFFER
 
-    if made["slots"] == 0:
+    if made["slots"] == 0 and not agentless_nodes(made):
         return None
     if not needs:
         return NO_OFFER

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ppss_queue.cli.agentless import agentless_nodes
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import WORDS, Verb, open_queue, state_directory
 from ppss_queue.cli.making import node_options, offer_options, work_options
@@ -25,6 +26,11 @@ from ppss_queue.units import plural, printable
 if TYPE_CHECKING:
     from ppss_worker.offer import Offer
     from ppss_worker.settings import Settings
+
+_FILES_PER_NODE = 16
+"""Its connection, and what paramiko takes to tell of the channels."""
+_FILES_PER_SLOT_ELSEWHERE = 4
+"""Two captures, and room for files on their way."""
 
 
 @click.command(
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     ppss worker --burst -p 50%
     ppss worker --run k3v9 --nice 10
     ppss worker --gpus 0,1 --cpus 8 --mem 60G
+    ppss worker -p 0 --on 16/big1,4/me@big2
     ppss worker --url ssh://me@master --scratch /fast --scratch-limit 20G
     ppss worker --url redis://:password@10.0.0.5 --logs /var/log/ppss
     """,
@@ -91,7 +98,7 @@ def worker_verb(
     from ppss_queue.queue import check
 
     words: tuple[str, ...] | None = context.meta.get(WORDS)
-    if work["slots"] == 0:
+    if work["slots"] == 0 and work["on"] is None:
         raise BadInput("a worker needs at least one slot: -p 1")
     if words is None:
         say_where_command_is_from(context)
@@ -145,7 +152,7 @@ def settings_of(
         except PermissionError:
             raise BadInput(f"--nice {work['nice']}: only root may raise a priority. Give 0 to 19.") from None
     return Settings(
-        slots=work["slots"] or cores_here(),
+        slots=slots_here(work),
         node=work["node_name"] or socket.gethostname().split(".")[0] or "localhost",
         state_directory=state_directory(),
         burst=burst,
@@ -156,7 +163,13 @@ def settings_of(
         prints=prints,
         stage=stage_settings(work, state_directory()),
         offer=offer,
+        nodes=agentless_nodes(work),
     )
+
+
+def slots_here(work: dict[str, Any]) -> int:
+    """On this machine."""
+    return cores_here() if work["slots"] is None else int(work["slots"])
 
 
 def offer_here(
@@ -176,7 +189,9 @@ def check_slots(work: dict[str, Any]) -> None:
     """Raises BadInput if this machine can't have so many at once; raises the limit of open files if it must."""
     from ppss_worker.slots import allow_files
 
-    allow_files(work["slots"] or cores_here())
+    nodes = agentless_nodes(work)
+    slots_elsewhere = sum(node.known_slots or cores_here() for node in nodes)
+    allow_files(slots_here(work), len(nodes) * _FILES_PER_NODE + slots_elsewhere * _FILES_PER_SLOT_ELSEWHERE)
 
 
 def log_directory(work: dict[str, Any]) -> Path | None:

@@ -17,6 +17,10 @@ class SshRefused(ConnectFailed):
     exit_code = ExitCode.CORRECT_INPUT
 
 
+class NoMoreSessions(SshRefused):
+    """As many commands as sshd allows run over this connection already; it is as good as ever."""
+
+
 def not_reached(error: Exception, target: Target) -> ConnectFailed:
     """No connection came about."""
     place, given = target.place, target.given.display()

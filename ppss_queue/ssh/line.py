@@ -39,6 +39,7 @@ class Line:
         self.host = host
         self._accept_new = accept_new
         self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self._target: Target | None = None
         self._identities: Identities | None = None
         self._session: Session | None = None
@@ -70,12 +71,13 @@ class Line:
             raise
         return channel
 
-    def open_command(self, command: str) -> paramiko.Channel:
+    def open_command(self, command: str, beside: paramiko.Channel | None = None) -> paramiko.Channel:
         """A channel to a command that the user's login shell executes there; stderr comes apart.
 
+        `beside`: over the connection of that channel, even if it is lost and another one was made.
         Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
         """
-        channel = self._channel("session", None)
+        channel = self._channel("session", None, beside.get_transport() if beside else None)
         try:
             self._execute(channel, command)
         except BaseException:
@@ -193,14 +195,21 @@ class Line:
         self.accepted += session.accepted
         return session
 
-    def _channel(self, kind: str, destination: tuple[str, int] | None) -> paramiko.Channel:
+    def _channel(
+        self,
+        kind: str,
+        destination: tuple[str, int] | None,
+        transport: paramiko.Transport | None = None,
+    ) -> paramiko.Channel:
+        """`transport`: one of before; None: the living one."""
         import paramiko
 
-        transport = self._transport()
+        transport = transport or self._transport()
         try:
-            if destination is None:
-                return transport.open_channel(kind, timeout=_OPEN_SECONDS)
-            return transport.open_channel(kind, destination, ("127.0.0.1", 0), timeout=_OPEN_SECONDS)
+            with self._opening:  # paramiko mixes up the refusals of several threads
+                if destination is None:
+                    return transport.open_channel(kind, timeout=_OPEN_SECONDS)
+                return transport.open_channel(kind, destination, ("127.0.0.1", 0), timeout=_OPEN_SECONDS)
         except paramiko.ChannelException as error:
             raise self._refused(error.code, error.text, destination) from None
         except (paramiko.SSHException, EOFError, OSError) as error:
@@ -223,11 +232,11 @@ class Line:
             raise self._lost(transport, error) from None
 
     def _refused(self, code: int, text: str, destination: tuple[str, int] | None) -> ConnectFailed:
-        from ppss_queue.ssh.failures import SshRefused
+        from ppss_queue.ssh.failures import NoMoreSessions
 
         where = self.target.host
         if destination is None:
-            return SshRefused(
+            return NoMoreSessions(
                 f"sshd of {where} opens no more sessions in one connection ({text}). "
                 "Raise MaxSessions in its sshd_config."
             )

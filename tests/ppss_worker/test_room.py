@@ -12,6 +12,7 @@ import pytest
 from ppss_worker import capacity
 from ppss_worker.gpus import GpuLocks
 from ppss_worker.hand import Hand
+from ppss_worker.hosts import Slot
 from ppss_worker.offer import Offer
 from ppss_worker.room import OVERTAKERS, Room
 
@@ -201,6 +202,32 @@ def test_room_is_kept_for_a_run_that_too_many_items_overtook(tmp_path: Path) -> 
     assert not room.kept_for
 
 
+class _Here:
+    """A host of whose slots only the numbers matter."""
+
+    is_here = True
+
+
+class _Elsewhere:
+    is_here = False
+
+
+def test_an_item_that_needs_this_machine_gets_none_of_the_slots_elsewhere(tmp_path: Path) -> None:
+    hand = Hand(Room(Offer((), 4), tmp_path))
+    here, elsewhere = Slot(2, _Here()), Slot(1, _Elsewhere())
+    hand.free(here, elsewhere)
+    first, second, third = (Lease("r", "1-n", Item(seq, str(seq)), 0, 0) for seq in (1, 2, 3))
+    hand.add([first], here_only=True)
+    hand.add([second])
+    assert hand.deal() == [(first, here), (second, elsewhere)]
+    hand.free(elsewhere)
+    hand.add([third], here_only=True)
+    assert hand.deal() == []
+    assert hand.without(elsewhere.host) == [elsewhere]
+    hand.free(here)
+    assert hand.deal() == [(third, here)]
+
+
 def test_a_hand_gives_room_back_when_an_item_ends_is_handed_back_or_lost(tmp_path: Path) -> None:
     room = Room(Offer(("7",), 4), tmp_path)
     hand = Hand(room)
@@ -208,13 +235,14 @@ def test_a_hand_gives_room_back_when_an_item_ends_is_handed_back_or_lost(tmp_pat
     assert hand.reserve(first, Resources(1, 2)) and hand.reserve(second, ONE_CPU)
     assert not hand.reserve(third, Resources(gpus=1))
     hand.add([first, second, third])
-    assert not hand.vacate(1)
-    hand.free(1)
-    assert hand.deal() == [(first, 1)]
-    assert (hand.gpus(1), hand.gpus(2), room.free) == (("7",), (), Resources(0, 1))
+    one, two = Slot(1, _Here()), Slot(2, _Here())
+    assert not hand.vacate(one)
+    hand.free(one)
+    assert hand.deal() == [(first, one)]
+    assert (hand.gpus(one), hand.gpus(two), room.free) == (("7",), (), Resources(0, 1))
     assert hand.give_up() == [second, third]
     assert room.free == Resources(0, 2)
-    assert hand.vacate(1) and not hand.gpus(1)
+    assert hand.vacate(one) and not hand.gpus(one)
     assert room.free == room.total
     assert hand.reserve(second, ONE_CPU)
     hand.expect([second])

@@ -19,14 +19,14 @@ from ppss_queue.rq_form import kept_output
 from ppss_queue.units import format_duration
 from ppss_worker.captures import capture_tail, last_line
 from ppss_worker.deliveries import Deliveries
-from ppss_worker.launch import Launcher
+from ppss_worker.hosts import Slot
 from ppss_worker.link import Link
 from ppss_worker.observer import Ended, Observer, Verdict
 from ppss_worker.opinions import Opinions
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Child, Exit, SpawnFailed
 from ppss_worker.publishing import OutputRefused
-from ppss_worker.running import ItemRefused, Running, Scratch, Workplace
+from ppss_worker.running import ItemRefused, Running, Scratch
 from ppss_worker.runs import ActiveRun
 from ppss_worker.staging import no_room
 
@@ -41,31 +41,23 @@ class Attempts:
 
     def __init__(
         self,
-        launcher: Launcher,
         link: Link,
         calls: Calls,
         outbox: Outbox,
         observer: Observer,
-        node: str,
         on_failure: Callable[[Exception], None],
-        workplace: Callable[[Lease, ActiveRun], Workplace],
         *,
         prints: bool = False,
     ) -> None:
         """`on_failure` hears of what no further item would survive: a full disk, a closed stdout.
-        `workplace` says where an item is begun; raises ItemRefused and what `begin` does.
-
         `prints`: the observer prints outputs itself.
         """
         self._prints = prints
-        self._launcher = launcher
         self._link = link
         self._calls = calls
         self._outbox = outbox
         self._observer = observer
-        self._node = node
         self._on_failure = on_failure
-        self._workplace = workplace
         self._deliveries = Deliveries(link, calls, self._delivered)
         self.opinions = Opinions(link, calls)
         self._running: dict[int, Running] = {}
@@ -99,41 +91,84 @@ class Attempts:
         """How long all that run have been running."""
         return now - self._newest_at if self._running else 0.0
 
-    def begin(self, lease: Lease, run: ActiveRun, slot: int, gpus: Sequence[str] = ()) -> bool:
-        """Starts the command of a lease whose `start` is on its way. False: it is over already, the slot is free.
-        `gpus`: those that are its own.
+    def begin(self, lease: Lease, run: ActiveRun, slot: Slot, gpus: Sequence[str] = ()) -> bool:
+        """Starts the command of a lease whose `start` is on its way, or will be with `launch`.
+
+        False: it is over already, the slot is free. `gpus`: those that are its own.
 
         Raises MachineFailed or DirectoryMissing if this machine can't run it; the lease is the caller's then.
         """
+        host = slot.host
         try:
-            place = self._workplace(lease, run)
+            place = host.workplace(lease, run)
         except ItemRefused as error:
-            outcome = Outcome(error.ended_with, node=self._node, slot=slot, reason=str(error))
+            outcome = Outcome(error.ended_with, node=host.name, slot=slot.number, reason=str(error))
             self._end(self._made_up(lease, run, slot), outcome, final=error.final)
             return False
         scratch = place.scratch
-        values = run.values(lease, slot, place.item, scratch.directory if scratch else "")
+        values = run.values(lease, slot.number, place.item, scratch.directory if scratch else "")
         own = run.variables(lease, values, gpus)
         started = time.monotonic()
         try:
-            child = self._launcher.start(lease, run, values, own, place.directory)
+            child = host.start(lease, run, values, own, place.directory)
         except SpawnFailed as error:
             running = self._made_up(lease, run, slot, scratch)
-            self._end(running, Outcome(error.exit_status, node=self._node, slot=slot, last_line=str(error)))
+            self._end(
+                running, Outcome(error.exit_status, node=host.name, slot=slot.number, last_line=str(error))
+            )
             return False
         except BaseException:
             if scratch is not None:
                 scratch.discard()
             raise
-        timeout = run.spec.timeout_seconds
-        timeout_at = started + timeout if timeout else None
-        running = Running(lease, run, slot, child, scratch, started, time.time(), timeout_at)
+        running = Running(lease, run, slot, child, scratch, started, time.time(), None)
         self._running[child.pid] = running
-        self._newest_at = started
-        self._observer.started(lease, run, slot)
+        if host.is_here:
+            self._runs_since(running, started)
+        self._observer.started(lease, run, slot.number)
         return True
 
-    def vacate(self, pid: int) -> int | None:
+    def launch(self, pid: int) -> bool:
+        """The command of another host is about to run, so its `start` goes out. False: it shall not any more.
+
+        Raises ConnectFailed.
+        """
+        running = self._running.get(pid)
+        if running is None or running.stopped is not None:
+            return False
+        self._link.tell([self._calls.begin(running.lease)])
+        self._outbox.begun(running.lease, running.slot.number)
+        self._runs_since(running, time.monotonic())
+        return True
+
+    def refuse(self, pid: int, error: ItemRefused) -> Slot | None:
+        """Its files can't be brought to its host; returns the slot that is free now."""
+        running = self._running.pop(pid, None)
+        if running is None:
+            return None
+        outcome = Outcome(
+            error.ended_with, None, 0.0, running.slot.host.name, running.slot.number, str(error)
+        )
+        self._end(running, outcome, final=error.final)
+        return running.slot
+
+    def lose_host(self, pid: int, why: str, *, is_over: bool) -> Slot | None:
+        """The host of a command is gone; returns the slot that is free now.
+
+        `is_over`: the command surely does not run any more, so the item can be given to others; else its lease has to
+        expire.
+        """
+        running = self._running.pop(pid, None)
+        if running is None:
+            return None
+        seconds = time.monotonic() - running.started
+        outcome = Outcome(None, None, seconds, running.slot.host.name, running.slot.number, why)
+        if is_over and running.stopped != "lost":
+            self._outbox.forfeit([running.lease])
+        self._close(running, outcome, Verdict.LOST)
+        return running.slot
+
+    def vacate(self, pid: int) -> Slot | None:
         """The slot of a process that ended, free from now on although `ended` is still to come.
 
         None: `ended` frees it, since the process of a function belongs to its slot; or it is none of ours.
@@ -145,7 +180,7 @@ class Attempts:
         running.vacated = True
         return running.slot
 
-    def ended(self, exited: Exit) -> int | None:
+    def ended(self, exited: Exit) -> Slot | None:
         """Handles the end of a process; returns the slot that is free now. None: it was before, or is none of ours."""
         running = self._ending.pop(exited.pid, None) or self._running.pop(exited.pid, None)
         if running is None:
@@ -155,7 +190,7 @@ class Attempts:
         seconds = exited.ended - running.started
         return self._over(running, seconds, exited.exit_code, exited.signal, reason)
 
-    def answered(self, pid: int, answer: Mapping[str, object]) -> int | None:
+    def answered(self, pid: int, answer: Mapping[str, object]) -> Slot | None:
         """Handles what a Python function returned; its slot is free now. None: it was none of ours."""
         running = self._running.get(pid)
         if running is None or running.stopped:  # its process was told to end, and that will be its end
@@ -173,12 +208,12 @@ class Attempts:
         signal: int | None,
         reason: str | None,
         result: str | None = None,
-    ) -> int | None:
-        child = running.child
-        self._launcher.finish(child)
+    ) -> Slot | None:
+        child, slot = running.child, running.slot
+        slot.host.finish(child)
         self.seconds_each += (seconds - self.seconds_each) * (0.1 if self.seconds_each else 1.0)
         line = last_line(child.stdout, child.stderr)
-        outcome = Outcome(exit_code, signal, seconds, self._node, running.slot, reason, line, result)
+        outcome = Outcome(exit_code, signal, seconds, slot.host.name, slot.number, reason, line, result)
         if running.stopped == "lost":
             self._close(running, outcome, Verdict.LOST)
         elif not child.began and running.stopped is None:
@@ -191,7 +226,7 @@ class Attempts:
             self._not_published(running, outcome, MachineFailed(f"{reason}. Free space, then go on."))
         else:
             self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
-        return None if running.vacated else running.slot
+        return None if running.vacated else slot
 
     def lose(self, lost: Sequence[str]) -> None:
         """These leases are someone else's: kill their commands, discard what they made."""
@@ -227,6 +262,12 @@ class Attempts:
                     running.child.kill()
                 elif running.stopped is None:
                     self._stop(running, reason or "released")
+
+    def _runs_since(self, running: Running, now: float) -> None:
+        running.started, running.started_epoch = now, time.time()
+        timeout = running.run.spec.timeout_seconds
+        running.timeout_at = now + timeout if timeout else None
+        self._newest_at = now
 
     def _stop(self, running: Running, why: str) -> None:
         if running.stopped is None:
@@ -266,7 +307,8 @@ class Attempts:
         )
         kept = _kept(running.child) if spec.keep_output or not succeeded else b""
         if succeeded:
-            self.opinions.succeeded(lease.run)
+            if running.slot.host.is_here:
+                self.opinions.succeeded(lease.run)
             self._tell(running)
             self._outbox.ack(lease, outcome, kept)
             self._close(running, outcome, Verdict.SUCCEEDED)
@@ -275,7 +317,8 @@ class Attempts:
         if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
             delay = spec.retry.delay_after(lease.failures + 1, random.random())
         judge = partial(self._judged, running, outcome, kept, delay)
-        by_itself = outcome.reason is None and running.stopped is None
+        # Redis knows the node of this worker only, so of another host nobody is asked.
+        by_itself = outcome.reason is None and running.stopped is None and running.slot.host.is_here
         if final or not by_itself or not self.opinions.failed(running, outcome, delay, judge):
             judge(elsewhere=False)
 
@@ -310,7 +353,7 @@ class Attempts:
         ended = Ended(
             running.lease,
             running.run,
-            running.slot,
+            running.slot.number,
             outcome,
             verdict,
             retry_seconds,
@@ -322,10 +365,10 @@ class Attempts:
             self._observer.ended(ended)
         except OSError as error:
             self._on_failure(error)
-        self._launcher.release(child)
+        running.slot.host.release(child)
 
     @staticmethod
-    def _made_up(lease: Lease, run: ActiveRun, slot: int, scratch: Scratch | None = None) -> Running:
+    def _made_up(lease: Lease, run: ActiveRun, slot: Slot, scratch: Scratch | None = None) -> Running:
         """For an attempt without a process."""
         now = time.monotonic()
         return Running(

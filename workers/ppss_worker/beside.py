@@ -28,19 +28,28 @@ class Beside:
                 continue
             if name in self._wanted and out:
                 if os.path.lexists(os.path.join(out, name)):
-                    raise OutputRefused(
-                        f"wrote {name!r} both beside its input and in $OUTPUT_DIR: write it once"
-                    )
+                    raise written_twice(name)
                 os.rename(os.path.join(self._work, name), os.path.join(out, name))
             elif name in self._before:
-                raise OutputRefused(
-                    f"changed {name!r}, which is a copy, so the change would be lost: write to $OUTPUT_DIR instead"
-                )
+                raise changed(name)
             else:
-                raise OutputRefused(
-                    f"wrote {name!r} beside its input, where it would be lost: write it to $OUTPUT_DIR, "
-                    "or name it with --return"
-                )
+                raise would_be_lost(name)
+
+
+def written_twice(name: str) -> OutputRefused:
+    return OutputRefused(f"wrote {name!r} both beside its input and in $OUTPUT_DIR: write it once")
+
+
+def changed(name: str) -> OutputRefused:
+    return OutputRefused(
+        f"changed {name!r}, which is a copy, so the change would be lost: write to $OUTPUT_DIR instead"
+    )
+
+
+def would_be_lost(name: str) -> OutputRefused:
+    return OutputRefused(
+        f"wrote {name!r} beside its input, where it would be lost: write it to $OUTPUT_DIR, or name it with --return"
+    )
 
 
 def _seen(directory: str) -> dict[str, tuple[int, int]]:

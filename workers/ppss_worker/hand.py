@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from ppss_queue.model import Lease
 from ppss_queue.resources import Resources
+from ppss_worker.hosts import Host, Slot
 from ppss_worker.room import Room, Share
 
 
@@ -21,12 +22,14 @@ class Hand:
         self._room = room
         self._shares: dict[str, Share] = {}
         """Of items in hand that said what they need, by member."""
-        self._in_use: dict[int, Share] = {}
+        self._in_use: dict[Slot, Share] = {}
         """Of items on slots, by slot."""
-        self._slots: list[int] = []
+        self._slots: list[Slot] = []
         self._leases: deque[Lease] = deque()
         self._coming: dict[str, Lease] = {}
         """By member."""
+        self._here_only: set[str] = set()
+        """Members that need a slot of this machine."""
 
     def __len__(self) -> int:
         """Items."""
@@ -46,18 +49,24 @@ class Hand:
         """Items for which there is no slot yet."""
         return max(0, len(self) - len(self._slots))
 
-    def free(self, *slots: int) -> None:
+    def free(self, *slots: Slot) -> None:
         for slot in slots:
             heapq.heappush(self._slots, slot)
 
-    def vacate(self, slot: int) -> bool:
+    def without(self, host: Host) -> list[Slot]:
+        """Takes out the free slots of a host, which can't be used now."""
+        gone = [slot for slot in self._slots if slot.host is host]
+        self._slots = sorted(slot for slot in self._slots if slot.host is not host)
+        return gone
+
+    def vacate(self, slot: Slot) -> bool:
         """The item on it is over; whether that left room for others."""
         share = self._in_use.pop(slot, None)
         if share is not None:
             self._room.give_back(share)
         return share is not None
 
-    def gpus(self, slot: int) -> tuple[str, ...]:
+    def gpus(self, slot: Slot) -> tuple[str, ...]:
         """Those of the item on this slot."""
         share = self._in_use.get(slot)
         return share.gpus if share else ()
@@ -69,14 +78,19 @@ class Hand:
             self._shares[lease.member] = share
         return share is not None
 
-    def take_free(self, count: int) -> list[int]:
-        """Takes out the highest free slots, at most so many."""
-        taken = sorted(self._slots)[-count:] if count > 0 else []
-        self._slots = sorted(set(self._slots).difference(taken))
+    def take_free(self, count: int) -> list[Slot]:
+        """Takes out the highest free slots of this machine, at most so many."""
+        here = sorted(slot for slot in self._slots if slot.host.is_here)
+        taken = here[-count:] if count > 0 else []
+        self._slots = sorted(slot for slot in self._slots if slot not in taken)
         return taken
 
-    def add(self, leases: Iterable[Lease]) -> None:
+    def add(self, leases: Iterable[Lease], *, here_only: bool = False) -> None:
+        """`here_only`: no other host can run them."""
+        leases = tuple(leases)
         self._leases.extend(leases)
+        if here_only:
+            self._here_only.update(lease.member for lease in leases)
 
     def expect(self, leases: Iterable[Lease]) -> None:
         """Their files are on the way."""
@@ -89,16 +103,33 @@ class Hand:
         self._leases.append(lease)
         return True
 
-    def deal(self) -> list[tuple[Lease, int]]:
+    def deal(self) -> list[tuple[Lease, Slot]]:
         """Takes out all pairs of an item and a slot."""
-        pairs = min(len(self._slots), len(self._leases))
-        dealt = [(self._leases.popleft(), heapq.heappop(self._slots)) for _ in range(pairs)]
+        if self._here_only:
+            dealt = self._deal_one_by_one()
+        else:
+            pairs = min(len(self._slots), len(self._leases))
+            dealt = [(self._leases.popleft(), heapq.heappop(self._slots)) for _ in range(pairs)]
         if self._shares:
             self._in_use.update(
                 (slot, self._shares.pop(lease.member))
                 for lease, slot in dealt
                 if lease.member in self._shares
             )
+        return dealt
+
+    def _deal_one_by_one(self) -> list[tuple[Lease, Slot]]:
+        dealt = []
+        for lease in list(self._leases):
+            here_only = lease.member in self._here_only
+            slots = [slot for slot in self._slots if slot.host.is_here or not here_only]
+            if slots:
+                slot = min(slots)
+                dealt.append((lease, slot))
+                self._slots = sorted(other for other in self._slots if other != slot)
+        for lease, _ in dealt:
+            self._leases.remove(lease)
+            self._here_only.discard(lease.member)
         return dealt
 
     def give_up(self, run: str | None = None, *, keep: int = 0) -> list[Lease]:
@@ -112,5 +143,6 @@ class Hand:
         self._leases = deque(lease for lease in self._leases if lease.member not in members)
         for member in members & self._coming.keys():
             del self._coming[member]
+        self._here_only.difference_update(members)
         for member in members & self._shares.keys():
             self._room.give_back(self._shares.pop(member))

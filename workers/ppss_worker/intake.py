@@ -17,6 +17,7 @@ from ppss_queue.model import Lease
 from ppss_queue.resources import Resources
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.hand import Hand
+from ppss_worker.hosts import Slot, ThisHost
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing
@@ -73,6 +74,8 @@ class Intake:
         self._gpus_elsewhere = 0
         """At the last look."""
         self.hand = Hand(room)
+        self.here: ThisHost | None = None
+        """Where its own slots are; to be set before there are any."""
 
     def claim(
         self, claims: Claims, now: float, *, running: int, stalled_seconds: float, each: float
@@ -84,7 +87,7 @@ class Intake:
         """
         if self._closed or (self._stage is not None and self._stage.is_short):
             return LOOK_AGAIN_SECONDS
-        prefetch = max(claims.prefetch(self.slots, each), self._staged_ahead)
+        prefetch = max(claims.prefetch(self.slots + self._settings.slots_elsewhere, each), self._staged_ahead)
         if stalled_seconds > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
             prefetch = 0 if claims.short else self._staged_ahead
             self.hand_back(keep=prefetch)
@@ -154,20 +157,29 @@ class Intake:
         """Takes more slot numbers, or gives some back: those in use when they are free. Raises MachineFailed."""
         self._resized = bool(self.numbers)
         self.slots = slots
-        self.hand.free(*self.numbers.take(slots - len(self.numbers)))
+        self._take_numbers(slots - len(self.numbers))
         for slot in self.hand.take_free(len(self.numbers) - slots):
-            self.numbers.give_back(slot)
+            self.numbers.give_back(slot.number)
 
-    def free(self, slot: int) -> None:
+    def free(self, slot: Slot) -> None:
         """Nothing runs on it any more."""
         self._ask_again = self.hand.vacate(slot) or self._ask_again
-        if len(self.numbers) > self.slots:
-            self.numbers.give_back(slot)
-        elif self._resized and slot > self.slots:  # a lower number may be free by now
-            self.numbers.give_back(slot)
-            self.hand.free(*self.numbers.take(1))
+        if not slot.host.is_here:
+            if slot.host.takes_back(slot):
+                self.hand.free(slot)
+        elif len(self.numbers) > self.slots:
+            self.numbers.give_back(slot.number)
+        elif self._resized and slot.number > self.slots:  # a lower number may be free by now
+            self.numbers.give_back(slot.number)
+            self._take_numbers(1)
         else:
             self.hand.free(slot)
+
+    def _take_numbers(self, count: int) -> None:
+        """Raises MachineFailed."""
+        for number in self.numbers.take(count):
+            assert self.here is not None
+            self.hand.free(Slot(number, self.here))
 
     def pause_node(self, *, paused: bool) -> None:
         """Hands back what is not begun, and what a claim gives that was on its way."""
@@ -249,6 +261,13 @@ class Intake:
                 self._outbox.release(leases)
                 return
             active = self._runs.get(run)
+            here_only = bool(self._settings.nodes) and (
+                active.function is not None or bool(active.spec.needs)
+            )
+            if here_only and not self.slots:
+                raise BadInput(
+                    "what it is takes PPSS on the node: a Python function, or items that need GPUs or such."
+                )
         except UnknownRun:  # cancelled and purged meanwhile
             self._outbox.release(leases)
         except (BadInput, DirectoryMissing) as error:
@@ -265,7 +284,7 @@ class Intake:
                 self.hand.expect(leases)
                 self._stage.fetch(leases, active)
             else:
-                self.hand.add(leases)
+                self.hand.add(leases, here_only=here_only)
 
     @property
     def _staged_ahead(self) -> int:

@@ -38,6 +38,7 @@ class Outbox:
         self._acks: dict[str, list[tuple[Lease, Outcome, bytes]]] = defaultdict(list)
         self._fails: dict[str, list[tuple[Lease, Outcome, float | None, bytes]]] = defaultdict(list)
         self._releases: dict[str, list[Lease]] = defaultdict(list)
+        self._forfeits: dict[str, list[Lease]] = defaultdict(list)
         self._begun: dict[str, tuple[Lease, int, float]] = {}
         """By member, oldest first: what runs and is not shown yet, with its slot and when it began."""
         self._count = 0
@@ -59,6 +60,12 @@ class Outbox:
     def release(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
             self._releases[lease.run].append(lease)
+            self._added(lease)
+
+    def forfeit(self, leases: Sequence[Lease]) -> None:
+        """Their hosts are gone, and their commands with them."""
+        for lease in leases:
+            self._forfeits[lease.run].append(lease)
             self._added(lease)
 
     def over(self, lease: Lease) -> None:
@@ -87,7 +94,9 @@ class Outbox:
             self._link.send(self._calls.fail(run, fails), self._report)
         for run, leases in self._releases.items():
             self._link.send(self._calls.release(run, leases), lambda reply: None)
-        for box in (self._acks, self._fails, self._releases):
+        for run, leases in self._forfeits.items():
+            self._link.send(self._calls.forfeit(run, leases), lambda reply: None)
+        for box in (self._acks, self._fails, self._releases, self._forfeits):
             box.clear()
         self._count = 0
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ppss_queue.errors import PpssError
 from ppss_queue.model import Lease
 from ppss_worker.process import Child
 from ppss_worker.runs import ActiveRun
+
+if TYPE_CHECKING:
+    from ppss_worker.hosts import Slot
 
 Owners: TypeAlias = Mapping[str, tuple[int, str]]
 """Names of outputs that other items of the run own, with sequence and name of each."""
@@ -79,7 +82,7 @@ class Running:
 
     lease: Lease
     run: ActiveRun
-    slot: int
+    slot: Slot
     child: Child
     scratch: Scratch | None
     started: float

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
+from ppss_queue.address import SshHost
 from ppss_worker.maps import NO_MAPS, PathMaps
 from ppss_worker.offer import NO_OFFER, Offer
 
@@ -39,6 +40,27 @@ class StageSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentlessNode:
+    """A node that needs sshd and bash only; its items are run there by a worker on the master."""
+
+    name: str
+    """PPSS_NODE of its items."""
+    host: SshHost
+    slots: str = "100%"
+    """As -p takes it, of its cores."""
+    scratch: str = ""
+    """Directory there for copies and outputs; empty: the user's home."""
+    nice: int = 0
+    accept_new: bool = False
+    """Trust the host if nothing is known of it."""
+
+    @property
+    def known_slots(self) -> int:
+        """0: that depends on its cores, which are not known before it is reached."""
+        return int(self.slots) if self.slots.isdecimal() else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What a worker is told."""
 
@@ -61,3 +83,10 @@ class Settings:
     """None: nothing can be staged here."""
     offer: Offer = NO_OFFER
     """For items that say what they need."""
+    nodes: tuple[AgentlessNode, ...] = ()
+    """Whose items this worker runs too."""
+
+    @property
+    def slots_elsewhere(self) -> int:
+        """On nodes; of those that have one per core this is not known."""
+        return sum(node.known_slots for node in self.nodes)

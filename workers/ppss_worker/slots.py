@@ -14,14 +14,14 @@ _FILES_PER_SLOT = 8
 _FILES_BESIDE = 64
 
 
-def allow_files(slots: int) -> None:
-    """Raises the limit of open files to what so many slots need. Raises BadInput if that is not allowed."""
+def allow_files(slots: int, more: int = 0) -> None:
+    """Raises the limit of open files to what so many slots need, and `more`. Raises BadInput if that is not allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = slots * _FILES_PER_SLOT + _FILES_BESIDE
+    needed = slots * _FILES_PER_SLOT + _FILES_BESIDE + more
     if resource.RLIM_INFINITY in (soft, hard) or needed <= soft:
         return
     if needed > hard:
-        most = (hard - _FILES_BESIDE) // _FILES_PER_SLOT
+        most = (hard - _FILES_BESIDE - more) // _FILES_PER_SLOT
         raise BadInput(
             f"-p {slots} is too much: this user may open {hard:,} files (ulimit -Hn), enough for {most:,} slots."
         )

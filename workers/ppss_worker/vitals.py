@@ -40,7 +40,7 @@ class Vitals:
             "python_version": sys.version.split()[0],
             "queues": ",".join(sorted(self._runs) or served),
             "node": self._settings.node,
-            "slots": self._intake.slots,
+            "slots": self._intake.slots + self._settings.slots_elsewhere,
             "leased": len(attempts) + len(self._intake.hand),
             "rate": f"{self._pace.per_second(attempts.ended_count):.3f}",
             "serves": ",".join(served),

@@ -28,6 +28,7 @@ from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.draining import Draining
 from ppss_worker.forgotten import hand_back_forgotten
 from ppss_worker.guardian import Guardian
+from ppss_worker.hosts import Slot, ThisHost
 from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.intake import Intake
 from ppss_worker.launch import Launcher
@@ -47,6 +48,8 @@ from ppss_worker.signals import ChildSignals, catch_stop_signals
 from ppss_worker.vitals import Vitals
 
 if TYPE_CHECKING:
+    from ppss_worker.agentless.fleet import Fleet
+    from ppss_worker.captures import Captures
     from ppss_worker.file_line import OpenFiles
     from ppss_worker.stage import Stage
 
@@ -140,6 +143,7 @@ class Worker:
         self._vitals = Vitals(settings, self._runs, self._intake, self._room)
         self._orders = Orders(settings, self._intake, self._claims, self._keeper, self.stop, observer.warn)
         self._stop = Stop.NO
+        self._fleet: Fleet | None = None
         self._failure: Exception | None = None
         self._deliver_until = math.inf
         self._lifeline = Lifeline(self._link, self._claims, observer.warn, self._mended)
@@ -158,6 +162,8 @@ class Worker:
             if how >= Stop.NOW:
                 self._deliver_until = time.monotonic() + (DELIVERY_SECONDS if how is Stop.NOW else 0.0)
                 self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
+                if self._fleet is not None and how is Stop.AT_ONCE:
+                    self._fleet.give_up()
 
     def query(self, call: Call, on_reply: Callable[[Reply], None]) -> None:
         """Asks Redis something beside the work, for a display; may go unanswered if the connection is lost."""
@@ -196,7 +202,6 @@ class Worker:
             stack.callback(guardian.close)
             stack.callback(self._intake.numbers.close)
             stack.callback(self._room.close)
-            self._intake.resize(self._settings.slots)
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
@@ -205,17 +210,21 @@ class Worker:
             on_output = self._observer.output if self._settings.line_buffer else None
             launcher = Launcher(spawner, selector, self._answered, on_output)
             stack.callback(launcher.close)
+            self._intake.here = ThisHost(self._settings.node, launcher, self._intake.workplace)
+            self._intake.resize(self._settings.slots)
             self._attempts = Attempts(
-                launcher,
                 self._link,
                 self._calls,
                 self._outbox,
                 self._observer,
-                self._settings.node,
                 self._fail,
-                self._intake.workplace,
                 prints=self._settings.prints,
             )
+            if self._settings.nodes:
+                self._fleet = self._make_fleet(spawner.captures, on_output)
+                stack.callback(self._fleet.close)
+                self._fleet.start()
+                selector.register(self._fleet.fileno(), selectors.EVENT_READ, self._fleet.hear)
             signals = stack.enter_context(ChildSignals())
             catch_stop_signals(stack)
             if self._stage is not None:
@@ -242,6 +251,22 @@ class Worker:
         self._connection.reopen()
         self._claims.start(self._settings.start_delay_seconds)
 
+    def _make_fleet(self, captures: Captures, on_output: Callable[[Lease, int, bytes], None] | None) -> Fleet:
+        from ppss_worker.agentless import fleet  # costs start-up time that few workers need
+
+        worker = fleet.Worker(
+            self._hand,
+            self._attempts,
+            self._free_slot,
+            self._claims.wake,
+            self._observer.warn,
+            self._fail,
+            on_output,
+            lambda: not self._lifeline.lost,
+            has_slots=self._settings.slots > 0,
+        )
+        return fleet.Fleet(self._settings.nodes, worker, captures)
+
     def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()
         waits = [LOOK_AGAIN_SECONDS, tick() if tick else LOOK_AGAIN_SECONDS]
@@ -254,11 +279,15 @@ class Worker:
         timeout_at = self._attempts.check_timeouts(now)
         if timeout_at is not None:
             waits.append(timeout_at - now)
+        if self._fleet is not None:
+            waits.append(self._fleet.do_if_due(now))
         try:
             if self._lifeline.lost:
                 waits.append(self._lifeline.mend_if_due(now))
             if not self._lifeline.lost:
                 self._begin_ready()
+                if self._fleet is not None:
+                    self._fleet.launch_held()
                 waits.append(self._housekeeping.do_if_due(now))
                 waits.append(self._claim(now))
                 waits.append(self._send_outcomes())
@@ -319,7 +348,7 @@ class Worker:
         """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
         while batch := self._hand.deal():
             try:
-                self._link.tell(self._calls.begin(lease) for lease, _ in batch)
+                self._link.tell(self._calls.begin(lease) for lease, slot in batch if slot.host.is_here)
                 while batch:
                     self._begin(*batch[0])
                     del batch[0]
@@ -329,7 +358,7 @@ class Worker:
                     self._free_slot(slot)
                 raise
 
-    def _begin(self, lease: Lease, slot: int) -> None:
+    def _begin(self, lease: Lease, slot: Slot) -> None:
         """Raises what no other item would survive either."""
         try:
             begun = self._attempts.begin(lease, self._runs.get(lease.run), slot, self._hand.gpus(slot))
@@ -337,15 +366,15 @@ class Worker:
             begun = False
             self._outbox.release([lease])
             self._intake.leave_alone(lease.run, error)
-        if begun:
-            self._outbox.begun(lease, slot)
-        else:
+        if not begun:
             self._free_slot(slot)
+        elif slot.host.is_here:
+            self._outbox.begun(lease, slot.number)
 
     def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
         self._free_slot(self._attempts.answered(pid, answer))
 
-    def _free_slot(self, slot: int | None) -> None:
+    def _free_slot(self, slot: Slot | None) -> None:
         if slot is not None:
             self._intake.free(slot)
             self._claims.item_ended()

@@ -17,26 +17,34 @@ from ppss_worker.staging import exists
 from ppss_worker.trees import remove_tree
 
 
-def workplace_here(lease: Lease, run: ActiveRun) -> Workplace:
-    """Raises ItemRefused, BadInput, MachineFailed."""
+def scratch_here(lease: Lease, run: ActiveRun) -> Attempt | None:
+    """In the output directory of the run, if it has one. Raises ItemRefused, BadInput, MachineFailed."""
     spec = run.spec
     directory, base = run.place_of(lease.item)
     if spec.skip_existing and spec.output and exists(spec.output, directory, base):
         raise ItemRefused("skipped: its output exists", exit_code=0)
-    item = spec.local_path(lease.item)
     if run.staging is None:
-        return Workplace(item, spec.directory, None)
+        return None
     try:
-        attempt = run.staging.scratch(lease.item.seq, lease.token, directory)
+        return run.staging.scratch(lease.item.seq, lease.token, directory)
     except OutputRefused as error:
         raise ItemRefused(str(error)) from None
+
+
+def workplace_here(lease: Lease, run: ActiveRun) -> Workplace:
+    """Raises ItemRefused, BadInput, MachineFailed."""
+    spec = run.spec
+    attempt = scratch_here(lease, run)
+    item = spec.local_path(lease.item)
+    if attempt is None or run.staging is None:
+        return Workplace(item, spec.directory, None)
     if not (spec.returns and spec.is_file(lease.item)):
         return Workplace(item, spec.directory, _Here(attempt, spec.output or "", None, ""))
     work = run.staging.work(lease.item.seq, lease.token)
     for path in (item, *(expand(template, item) for template in spec.also)):
         if os.path.lexists(path):
             os.symlink(path, os.path.join(work, os.path.basename(path)))
-    item = os.path.join(work, base)
+    item = os.path.join(work, os.path.basename(item))
     return Workplace(
         item, spec.directory, _Here(attempt, spec.output or "", Beside(work, item, spec.returns), work)
     )

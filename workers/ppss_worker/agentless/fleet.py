@@ -1,0 +1,155 @@
+"""All agentless nodes of a worker: what they share, and their way into the worker's one thread."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+
+from ppss_queue.model import Lease
+from ppss_queue.ssh.line import Line
+from ppss_queue.ssh.wire import leave_signals_alone
+from ppss_worker.agentless.agent import Agent
+from ppss_worker.agentless.host import AgentlessHost
+from ppss_worker.agentless.listener import Listener
+from ppss_worker.attempts import Attempts
+from ppss_worker.captures import Captures
+from ppss_worker.hand import Hand
+from ppss_worker.hosts import Slot
+from ppss_worker.settings import AgentlessNode
+
+CARRIERS = 16
+"""Threads that carry files, of all nodes together; there are none before there are files."""
+CLOSE_SECONDS = 10.0
+"""For all nodes to confirm that nothing of ours is left there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What the fleet needs of the worker. All of it is for the main thread."""
+
+    hand: Hand
+    attempts: Attempts
+    freed: Callable[[Slot | None], None]
+    wake: Callable[[], None]
+    """There may be something to claim."""
+    warn: Callable[[str], None]
+    fail: Callable[[Exception], None]
+    on_output: Callable[[Lease, int, bytes], None] | None
+    """Hears what commands printed, where it is to be shown at once."""
+    is_connected: Callable[[], bool]
+    """To Redis: while it is not, nothing is begun."""
+    has_slots: bool
+    """On this machine."""
+
+
+class Fleet:
+    """For the main thread, but for `post`; `fileno` tells when `hear` has something to do."""
+
+    def __init__(self, nodes: Sequence[AgentlessNode], worker: Worker, captures: Captures) -> None:
+        self.hand, self.attempts = worker.hand, worker.attempts
+        self.freed, self.wake, self.warn, self.on_output = (
+            worker.freed,
+            worker.wake,
+            worker.warn,
+            worker.on_output,
+        )
+        self.closing = False
+        self.is_connected = worker.is_connected
+        self._fail = worker.fail
+        self._has_slots_here = worker.has_slots
+        self._reader, self._writer = os.pipe()
+        for descriptor in (self._reader, self._writer):
+            os.set_blocking(descriptor, False)
+        self._news: deque[Callable[[], None]] = deque()
+        self._pids = count(1)
+        self._listener = Listener()
+        self._carriers = ThreadPoolExecutor(CARRIERS, "carrier", initializer=leave_signals_alone)
+        self._hosts = [self._host(node, captures) for node in nodes]
+
+    def _host(self, node: AgentlessNode, captures: Captures) -> AgentlessHost:
+        line = Line(node.host, accept_new=node.accept_new)
+        agent = Agent(node.name, line, node.scratch, node.nice, self._listener, self.post)
+        return AgentlessHost(self, agent, node.name, node.slots, captures)
+
+    def start(self) -> None:
+        self._listener.start()
+        for host in self._hosts:
+            host.agent.start()
+
+    def fileno(self) -> int:
+        return self._reader
+
+    def post(self, news: Callable[[], None]) -> None:
+        """Has this called by `hear`."""
+        self._news.append(news)
+        with suppress(OSError):  # full, or closed
+            os.write(self._writer, b"!")
+
+    def hear(self) -> None:
+        """Raises what the worker can't go on with."""
+        with suppress(BlockingIOError):
+            os.read(self._reader, 4096)
+        try:
+            while self._news:
+                self._news.popleft()()
+        except BaseException:
+            self.post(lambda: None)  # the rest
+            raise
+
+    def next_pid(self) -> int:
+        """For a command on a node; no process has it."""
+        return -next(self._pids)
+
+    def carry(self, task: Callable[[], None], on_done: Callable[[BaseException | None], None]) -> None:
+        """Has it done in a thread; its error, or None, is told in the main thread."""
+        future = self._carriers.submit(task)
+        future.add_done_callback(lambda done: self._tell(done, on_done))
+
+    def _tell(self, done: Future[None], on_done: Callable[[BaseException | None], None]) -> None:
+        if not done.cancelled():
+            self.post(partial(on_done, done.exception()))
+
+    def launch_held(self) -> None:
+        """Begins what could not be begun without Redis. Raises ConnectFailed."""
+        for host in self._hosts:
+            host.launch_held()
+
+    def do_if_due(self, now: float) -> float:
+        """What is due now; returns the seconds until something will be."""
+        return min((host.do_if_due(now) for host in self._hosts), default=math.inf)
+
+    def give_up(self) -> None:
+        """Waits no longer for nodes that are lost."""
+        for host in self._hosts:
+            host.give_up()
+
+    def failed(self) -> None:
+        """A node could not be reached. If none ever was, and there is no slot elsewhere, there is no use in waiting."""
+        failures = [host.failure for host in self._hosts if not host.is_up and host.failure is not None]
+        if (
+            len(failures) == len(self._hosts)
+            and not self._has_slots_here
+            and not any(host.was_up for host in self._hosts)
+        ):
+            self._fail(failures[0])
+
+    def close(self) -> None:
+        """Ends all agents, and with them what is left on the nodes."""
+        self.closing = True
+        self._carriers.shutdown(wait=False, cancel_futures=True)
+        for host in self._hosts:
+            host.agent.close()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for host in self._hosts:  # nobody waits for a node that can't be reached
+            host.agent.wait(max(0.0, deadline - time.monotonic()) if host.is_up else 0.0)
+        self._listener.close()
+        os.close(self._reader)
+        os.close(self._writer)

@@ -1,0 +1,105 @@
+"""Where a command on an agentless node writes; its outputs are published here, as if it had run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ppss_queue.errors import PpssError, ServiceFailed
+from ppss_queue.model import Lease
+from ppss_worker import beside
+from ppss_worker.agentless.agent import Session
+from ppss_worker.agentless.carrying import fetch_outputs
+from ppss_worker.publishing import Attempt, OutputRefused, machine_failed
+from ppss_worker.running import Owners
+from ppss_worker.runs import ActiveRun
+
+if TYPE_CHECKING:
+    from ppss_worker.agentless.host import AgentlessHost
+
+_SENTENCES = {"new": beside.would_be_lost, "changed": beside.changed, "both": beside.written_twice}
+
+
+class Home:
+    """The scratch of an attempt on a node, and the one in the output directory here, where its outputs come to."""
+
+    base = ""
+    """The disk of the node is not ours to look at."""
+
+    def __init__(
+        self, host: AgentlessHost, session: Session, attempt: str, lease: Lease, run: ActiveRun
+    ) -> None:
+        self._host = host
+        self._session = session
+        self._attempt = attempt
+        self._run = run
+        self.attempt_here: Attempt | None = None
+        """None: the run has no output directory."""
+        self.has_outputs = False
+        self.beside = ""
+        """As the agent said it."""
+
+    @property
+    def directory(self) -> str:
+        return f"{self._session.directory}/{self._attempt}/out" if self._run.spec.output is not None else ""
+
+    def gather(
+        self, on_gathered: Callable[[Sequence[str], int], None], on_failed: Callable[[PpssError], None]
+    ) -> None:
+        kind, _, name = self.beside.partition(" ")
+        if kind:
+            on_failed(_SENTENCES[kind](name))
+        elif self.attempt_here is None or not self.has_outputs:
+            on_gathered((), 0)
+        else:
+            into = self.attempt_here.directory
+            task = partial(fetch_outputs, self._host.agent, self._session, self._attempt, into)
+            self._host.carry(task, partial(self._gathered, on_gathered, on_failed))
+
+    def _gathered(
+        self,
+        on_gathered: Callable[[Sequence[str], int], None],
+        on_failed: Callable[[PpssError], None],
+        error: BaseException | None,
+    ) -> None:
+        assert self.attempt_here is not None
+        if isinstance(error, OSError):
+            error = machine_failed(self._run.spec.output or "", error)
+        if isinstance(error, ServiceFailed):
+            self._host.trouble(self._session, error)
+        if isinstance(error, PpssError):
+            on_failed(error)
+            return
+        if error is not None:
+            raise error
+        try:
+            names = self.attempt_here.outputs()
+        except OutputRefused:
+            names = []  # as in workplaces.py
+        except PpssError as failure:
+            on_failed(failure)
+            return
+        on_gathered(names, 0)
+
+    def publish(
+        self,
+        round: int,
+        taken: Owners,
+        still_ours: Callable[[], bool],
+        on_published: Callable[[], None],
+        on_failed: Callable[[PpssError], None],
+    ) -> None:
+        if self.attempt_here is None:
+            on_published()
+            return
+        try:
+            self.attempt_here.publish(lambda names: taken, still_ours)
+        except PpssError as error:
+            on_failed(error)
+        else:
+            on_published()
+
+    def discard(self) -> None:
+        if self.attempt_here is not None:
+            self.attempt_here.discard()

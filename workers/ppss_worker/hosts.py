@@ -1,0 +1,73 @@
+"""Hosts of a worker: this machine, and agentless nodes (agentless/), each with its slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ppss_queue.command import ItemValues
+from ppss_queue.model import Lease
+from ppss_worker.launch import Launcher
+from ppss_worker.process import Child
+from ppss_worker.running import Workplace
+from ppss_worker.runs import ActiveRun
+
+
+class Host(Protocol):
+    """Where commands run. Used by the worker's one thread."""
+
+    @property
+    def name(self) -> str:
+        """PPSS_NODE"""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether a command runs from `start` on; else `Attempts.launch` is called when it is about to."""
+
+    def workplace(self, lease: Lease, run: ActiveRun) -> Workplace:
+        """Where this item is begun. Raises ItemRefused, BadInput, MachineFailed."""
+
+    def start(
+        self, lease: Lease, run: ActiveRun, values: ItemValues, own: Mapping[str, str], directory: str
+    ) -> Child:
+        """Raises SpawnFailed, DirectoryMissing, MachineFailed."""
+
+    def finish(self, child: Child) -> None:
+        """The attempt is over: its output is complete in the capture files after this, its `began` is right."""
+
+    def release(self, child: Child) -> None:
+        """Its output was read."""
+
+    def takes_back(self, slot: Slot) -> bool:
+        """Whether a slot that is free can be used again now; else the host keeps it until it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One item at a time on a host. The lowest is used first, so hosts get the same share."""
+
+    number: int
+    """`{%}` and PPSS_SLOT: from 1, no two alike on a host."""
+    host: Host
+
+    def __lt__(self, other: Slot) -> bool:
+        return self.number < other.number
+
+
+class ThisHost:
+    """The machine on which the worker runs."""
+
+    is_here = True
+
+    def __init__(
+        self, name: str, launcher: Launcher, workplace: Callable[[Lease, ActiveRun], Workplace]
+    ) -> None:
+        self.name = name
+        self.workplace = workplace
+        self.start = launcher.start
+        self.finish = launcher.finish
+        self.release = launcher.release
+
+    def takes_back(self, slot: Slot) -> bool:
+        return True
