@@ -107,9 +107,12 @@ class Node:
         """Its workers of now end when what runs has ended; `now`: they ask that to end, and hand it back."""
         self._wish("stop", "now" if now else "drain")
 
-    def forget(self) -> None:
-        """Takes a lost node off show, with all that was wished of it. Raises BadInput if it is alive."""
-        if self._wish("forget") == "alive":
+    def forget(self, *, gone: bool = False) -> None:
+        """Takes a lost node off show, with all that was wished of it. Raises BadInput if it is alive.
+
+        `gone`: that is known better than by its last heartbeat.
+        """
+        if self._wish("forget", "gone" if gone else "") == "alive":
             raise BadInput(f"node '{self.name}' is alive, and would be back at once. Stop it first.")
 
     def _wish(self, what: str, *value: Argument) -> str:

@@ -200,8 +200,12 @@ def erase_verb(
             say("nothing was removed")
             return ExitCode.ITEMS_FAILED
 
+    erased: list[str] = []
+
     def work(node: NodeSpec) -> _Gone:
-        return _erase(node, accept_new=accept_new)
+        gone = _erase(node, accept_new=accept_new)
+        erased.append(node.name)
+        return gone
 
     code = fill(
         ("STATE", "FILES", "KEYS"),
@@ -216,9 +220,9 @@ def erase_verb(
         as_json=as_json,
     )
     with open_queue(url) as queue:
-        for node in wanted:
+        for name in erased:
             with suppress(UnknownNode):  # it never worked for this queue
-                queue.node(node.name).forget()
+                queue.node(name).forget(gone=True)
     return code
 
 

@@ -1,12 +1,13 @@
 -- Tells the workers of a node, now and as they come, what somebody wishes of it.
 -- Returns 'told', 'unknown', or 'alive' (only a node that is lost can be forgotten).
--- ARGV: node, then: pause, reason | resume | slots, number or '' (as started) | stop, drain or now | forget
+-- ARGV: node, then: pause, reason | resume | slots, number or '' (as started) | stop, drain or now |
+--       forget, gone (its workers were killed, whatever their last heartbeats say) or ''
 go_on_when_full()
 local node, what, value = ARGV[1], ARGV[2], ARGV[3]
 local key = node_key(node)
 if redis.call('EXISTS', key, facts_key(node)) == 0 then return 'unknown' end
 if what == 'forget' then
-  if #alive_crew(node) > 0 then return 'alive' end
+  if value ~= 'gone' and #alive_crew(node) > 0 then return 'alive' end
   forget_node(node)
   redis.call('DEL', key)
   return 'told'
