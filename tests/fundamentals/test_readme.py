@@ -16,7 +16,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 def _blocks(language: str) -> list[str]:
     """Code of the quick start and below, in order, without what is for other machines (tests/hosts/test_readme.py)."""
     text = README.read_text().split("<!-- quick start -->", 1)[1]
-    text = re.sub(r"<!-- on .*? -->\n```sh\n.*?```", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!-- (?:on|many|a list) .*? -->\n```sh\n.*?```", "", text, flags=re.DOTALL)
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 

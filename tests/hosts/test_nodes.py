@@ -167,7 +167,8 @@ def test_nodes_finish_a_run_whose_session_was_killed_and_end_then(lab: Lab, mast
     process = master.popen([*argv, WAITS])
     for node in lab.nodes:
         wait_until(lambda node=node: pids(node, "until .*go"), f"{node.name} takes part", 60)
-    process.kill()
+    master.run(["pkill", "-KILL", "-f", SESSION])
+    process.wait(60)
     go(lab)
     assert ppss(master, "wait").code == 0 and outputs(master) == expected
     for node in lab.nodes:
