@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -40,8 +41,9 @@ def everywhere(
 ) -> Iterator[Answer[T]]:
     """Answers in the order in which they come, one for each node.
 
-    A node that takes longer than `seconds` counts as failed; its thread is left to itself, and what it still says
-    is not heard. Of errors, OSError and PpssError belong to the node; others are raised here.
+    A node that takes longer than `seconds` (math.inf: as long as it likes) counts as failed; its thread is left to
+    itself, and what it still says is not heard. Of errors, OSError and PpssError belong to the node; others are
+    raised here.
     """
     waiting = deque(nodes)
     answers: queue.SimpleQueue[Answer[T] | tuple[NodeSpec, BaseException]] = queue.SimpleQueue()
@@ -54,8 +56,9 @@ def everywhere(
                 target=partial(_answer, node, work, answers), name=node.name, daemon=True
             ).start()
         next_deadline = min(deadline for _, deadline in deadlines.values())
+        patience = max(0.0, next_deadline - time.monotonic())
         try:
-            answer = answers.get(timeout=max(0.0, next_deadline - time.monotonic()))
+            answer = answers.get(timeout=None if math.isinf(patience) else patience)
         except queue.Empty:
             late = [node for node, deadline in deadlines.values() if deadline <= time.monotonic()]
             for node in late:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -42,6 +43,10 @@ def test_a_node_that_hangs_holds_up_no_other_and_is_told_late() -> None:
     never.set()
     assert [answer.result for answer in answers] == [1, 1, None]
     assert "n0 did not answer within" in str(answers[-1].error)
+
+
+def test_a_node_may_take_as_long_as_it_likes() -> None:
+    assert [answer.result for answer in everywhere(nodes(1), lambda node: 1, seconds=math.inf)] == [1]
 
 
 def test_an_error_of_a_node_is_its_answer_and_one_of_ours_is_raised() -> None:
