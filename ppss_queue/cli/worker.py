@@ -109,7 +109,7 @@ def worker_verb(
     logs = log_directory(work)
     check_slots(work)
     with ExitStack() as stack:
-        pid = stack.enter_context(PidFile(Path(pid_file))) if pid_file else None
+        held = stack.enter_context(PidFile(Path(pid_file))) if pid_file else None
         queue = stack.enter_context(open_queue(url))
         for warning in queue.warnings:
             warn(warning)
@@ -121,11 +121,9 @@ def worker_verb(
         settings = settings_of(work, burst=burst, runs=served, command=words or command, offer=offer)
         gpus = [f"GPU {', '.join(offer.gpus)}"] if offer.gpus else []
         facts = [plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
-        log = WorkerLog(state_directory(), logs, " · ".join(facts), quiet=quiet)
+        log = WorkerLog(state_directory(), logs, " · ".join(facts), held, quiet=quiet)
         worker = Worker(queue.connection, queue.keys, settings, log, open_files_of(queue))
         queue.connection.close()  # over SSH that is a process less on the master
-        if pid:
-            pid.write()
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
     if worker.stopping >= Stop.NOW:

@@ -9,6 +9,7 @@ from ppss_worker.logs import Logs
 from ppss_worker.observer import Ended, Verdict
 from ppss_worker.runs import ActiveRun
 
+from ppss_queue.cli.pidfile import PidFile
 from ppss_queue.cli.say import say
 from ppss_queue.model import Lease
 from ppss_queue.units import format_duration, plural, printable
@@ -26,9 +27,12 @@ _SIGNS = {
 class WorkerLog:
     """Observer of a worker without a screen."""
 
-    def __init__(self, state_directory: Path, logs: Path | None, work: str, *, quiet: bool) -> None:
-        """`work`: how much of it is done where, for the first line."""
+    def __init__(
+        self, state_directory: Path, logs: Path | None, work: str, pid_file: PidFile | None, *, quiet: bool
+    ) -> None:
+        """`work`: how much of it is done where, for the first line. `pid_file`: tells others that it is at work."""
         self._work = work
+        self._pid_file = pid_file
         self._logs = Logs(state_directory, logs)
         self._quiet = quiet
         self._counts = dict.fromkeys(Verdict, 0)
@@ -46,6 +50,8 @@ class WorkerLog:
 
     def began(self, worker: str) -> None:
         self.say(f"worker {worker} · {self._work}")
+        if self._pid_file:
+            self._pid_file.write()
 
     def started(self, lease: Lease, run: ActiveRun, slot: int) -> None:
         """Only the end is logged: it tells the time taken."""
