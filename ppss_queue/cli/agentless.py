@@ -22,9 +22,9 @@ def agentless_nodes(work: dict[str, Any]) -> tuple[AgentlessNode, ...]:
     specs: Iterable[NodeSpec] = work.get(WITHOUT_PPSS, ())
     if work["on"] is None and not specs:
         return ()
-    from ppss_queue.cli.nodes import chosen
+    from ppss_queue.cli.nodes import Which
 
-    named = chosen((), work["on"], work.get("nodes_file")) if work["on"] is not None else []
+    named = Which((), work["on"], work.get("nodes_file")).nodes() if work["on"] is not None else []
     return tuple({node.name: _made(node, work["nice"]) for node in (*specs, *named)}.values())
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,12 +19,15 @@ from ppss_queue.cli.options import Duration, Slots, option
 from ppss_queue.errors import BadInput
 
 if TYPE_CHECKING:
+    from ppss_queue.nodes.everywhere import Answer
     from ppss_queue.nodes.joining import Joining
     from ppss_queue.nodes.master import MasterHome
+    from ppss_queue.nodes.reach import Reach
     from ppss_queue.nodes.spec import NodeSpec
     from ppss_queue.queue import Queue
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 NODE_VERBS = {
     "check": Entry("Set up", "nodes_setup", "See what each node has and lacks, and what to do about it."),
@@ -65,10 +71,47 @@ def list_options(function: F) -> F:
     return function
 
 
+@dataclass(frozen=True, slots=True)
+class Which:
+    """Which nodes a verb means, as it was typed."""
+
+    names: tuple[str, ...]
+    """NODE..."""
+    listed: str | None
+    """-S"""
+    file: str | None
+    """-n"""
+
+    @property
+    def is_named(self) -> bool:
+        """Not simply all of the list."""
+        return bool(self.names) or self.listed is not None
+
+    def nodes(self) -> list[NodeSpec]:
+        """None, if nothing says which. Raises BadInput."""
+        from ppss_queue.nodes.listing import choose
+
+        wanted = ",".join([*self.names, *([self.listed] if self.listed else [])])
+        return choose(known_nodes(self.file), wanted if self.is_named else None)
+
+    def some(self) -> list[NodeSpec]:
+        """At least one. Raises BadInput."""
+        if nodes := self.nodes():
+            return nodes
+        raise BadInput("there are no nodes: name them (ppss nodes VERB big1 big2), or list them in -n FILE")
+
+
 def which_nodes(function: F) -> F:
-    """Adds NODE..., -S and -n, for `chosen`."""
+    """Adds NODE..., -S and -n, which become `which`."""
+
+    @wraps(function)
+    def call(
+        *args: Any, names: tuple[str, ...], nodes: str | None, nodes_file: str | None, **options: Any
+    ) -> Any:
+        return function(*args, which=Which(names, nodes, nodes_file), **options)
+
     named = click.argument("names", nargs=-1, metavar="[NODE]...")
-    return named(list_options(function))
+    return cast(F, named(list_options(call)))
 
 
 def nodes_options(*, seconds: str) -> Callable[[F], F]:
@@ -115,12 +158,20 @@ master_option = option(
 )
 
 
-def chosen(names: tuple[str, ...], nodes: str | None, nodes_file: str | None) -> list[NodeSpec]:
-    """The nodes that are meant; none, if nothing says which. Raises BadInput."""
-    from ppss_queue.nodes.listing import choose
+def each(
+    nodes: Sequence[NodeSpec], seconds: float, work: Callable[[Reach], T], *, at_once: int | None = None
+) -> Iterator[Answer[T]]:
+    """Does it on each node over a connection to it; answers as they come. See `everywhere`."""
+    from ppss_queue.nodes.everywhere import AT_ONCE, everywhere
+    from ppss_queue.nodes.reach import Reach
 
-    wanted = ",".join([*names, *([nodes] if nodes else [])])
-    return choose(known_nodes(nodes_file), wanted if names or nodes is not None else None)
+    accept_new = accepts_new()
+
+    def on_one(node: NodeSpec) -> T:
+        with closing(Reach(node, accept_new=accept_new)) as reach:
+            return work(reach)
+
+    return everywhere(nodes, on_one, seconds=seconds, at_once=at_once or AT_ONCE)
 
 
 def known_nodes(nodes_file: str | None) -> list[NodeSpec]:
@@ -136,20 +187,15 @@ def known_nodes(nodes_file: str | None) -> list[NodeSpec]:
     return read_nodes_table(config.read_nodes(here), f"'{here / config.FILE_NAME}'")
 
 
-def some(nodes: list[NodeSpec]) -> list[NodeSpec]:
-    """These, if there are any. Raises BadInput."""
-    if not nodes:
-        raise BadInput("there are no nodes: name them (ppss nodes VERB big1 big2), or list them in -n FILE")
-    return nodes
-
-
 def nodes_of_run(made: dict[str, Any]) -> list[NodeSpec]:
     """The other machines that are to take part in a run with workers of their own; `:` tells the slots of this one.
 
     `made`: the options of the run, in which is noted that files are to be copied there, and which nodes get no worker.
     Raises BadInput.
     """
-    nodes = chosen((), made["nodes"], made["nodes_file"]) if made["nodes"] or made["nodes_file"] else []
+    nodes = (
+        Which((), made["nodes"], made["nodes_file"]).nodes() if made["nodes"] or made["nodes_file"] else []
+    )
     for node in nodes:
         if node.here and node.slots and made["slots"] is None:
             made["slots"] = Slots().convert(node.slots, None, None)

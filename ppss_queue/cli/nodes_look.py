@@ -8,15 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from ppss_queue.cli.frame import WORDS, Verb, open_queue
-from ppss_queue.cli.nodes import chosen, nodes_options, some, which_nodes
-from ppss_queue.cli.options import Number, json_option, option, url_option
+from ppss_queue.cli.nodes import Which, each, nodes_options, which_nodes
+from ppss_queue.cli.options import Number, accept_new_option, json_option, option, url_option
 from ppss_queue.cli.say import fail, typed
 from ppss_queue.cli.table import cut, table
 from ppss_queue.errors import BadInput, ExitCode
@@ -24,11 +23,12 @@ from ppss_queue.node_views import NodeState, NodeView
 from ppss_queue.units import format_bytes, format_duration, format_rate, printable
 
 if TYPE_CHECKING:
-    from ppss_queue.nodes.spec import NodeSpec
+    from ppss_queue.nodes.reach import Reach
     from ppss_queue.ssh.remote import Done
 
 
 _WATCH_SECONDS = 1.0
+_LOGIN_SECONDS = 30.0
 _SIGN_COLUMNS = (
     "STATE",
     "SLOTS",
@@ -57,9 +57,7 @@ _SIGN_COLUMNS = (
 @json_option
 @url_option
 def status_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     watch: bool,
     as_json: bool,
     url: str | None,
@@ -69,12 +67,12 @@ def status_verb(
     Without NODE: all nodes that work, worked within a day, or are in the list. A node whose workers are silent for 30 s
     is lost: what it had comes back.
     """
-    wanted = chosen(names, nodes, nodes_file)
+    wanted = which.nodes()
     with open_queue(url) as queue:
         while True:
             views = {view.name: view for view in queue.nodes()}
             shown = [node.name for node in wanted]
-            if not (names or nodes):
+            if not which.is_named:
                 shown += [name for name in views if name not in shown]
             if as_json:
                 lines = [json.dumps(_status_object(name, views.get(name))) for name in shown]
@@ -151,43 +149,35 @@ def _status_object(name: str, view: NodeView | None) -> dict[str, object]:
 @nodes_options(seconds="60s")
 @option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @option("--lines", type=Number(1), default=20, metavar="N", help="Begin with the last N lines.  [20]")
-@option(
-    "--accept-new", is_flag=True, help="Trust a host of which nothing is known yet; a changed key never is."
-)
+@accept_new_option
 def logs_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     follow: bool,
     lines: int,
-    accept_new: bool,
 ) -> int:
     """Show what the workers logged; -f follows.
 
     These are the workers that `ppss nodes start` and `ppss run --nodes` started.
     """
-    from ppss_queue.nodes.everywhere import everywhere
     from ppss_queue.nodes.probe import probe
-    from ppss_queue.nodes.reach import Reach
     from ppss_queue.nodes.service import log_script
 
-    wanted = some(chosen(names, nodes, nodes_file))
+    wanted = which.some()
     width = max(len(node.name) for node in wanted)
 
-    def work(node: NodeSpec) -> bool:
-        before = f"{printable(node.name):{width}}  ".encode() if len(wanted) > 1 else b""
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            rest = b""
-            for piece in reach.stream(log_script(probe(reach).paths.directory, lines=lines, follow=follow)):
-                *whole, rest = (rest + piece).split(b"\n")
-                os.write(1, b"".join(before + line + b"\n" for line in whole))
-            if rest:
-                os.write(1, before + rest + b"\n")
+    def work(reach: Reach) -> bool:
+        before = f"{printable(reach.node.name):{width}}  ".encode() if len(wanted) > 1 else b""
+        rest = b""
+        for piece in reach.stream(log_script(probe(reach).paths.directory, lines=lines, follow=follow)):
+            *whole, rest = (rest + piece).split(b"\n")
+            os.write(1, b"".join(before + line + b"\n" for line in whole))
+        if rest:
+            os.write(1, before + rest + b"\n")
         return True
 
     code: int = ExitCode.OK
-    for answer in everywhere(wanted, work, seconds=math.inf if follow else seconds, at_once=len(wanted)):
+    for answer in each(wanted, math.inf if follow else seconds, work, at_once=len(wanted)):
         if answer.error:
             code = max(code, fail(answer.error))
     return code
@@ -209,27 +199,20 @@ def logs_verb(
 @nodes_options(seconds="60s")
 @option("-c", "--command", metavar="CMD", help="Text for bash, in the home directory there.")
 @json_option
-@option(
-    "--accept-new", is_flag=True, help="Trust a host of which nothing is known yet; a changed key never is."
-)
+@accept_new_option
 @click.pass_context
 def exec_verb(
     context: click.Context,
     /,
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     command: str | None,
     as_json: bool,
-    accept_new: bool,
 ) -> int:
     """Run one command on each node, outputs grouped.
 
     Ends with 0 if it ended with 0 on all nodes, with 1 if it did not on some, with 3 if a node can't be reached.
     """
-    from ppss_queue.nodes.everywhere import everywhere
-    from ppss_queue.nodes.reach import Reach
     from ppss_queue.quoting import shell_quoted
 
     words: tuple[str, ...] | None = context.meta.get(WORDS)
@@ -237,12 +220,10 @@ def exec_verb(
         raise BadInput("give one command: as words, -- PROG ARG..., or as text, -c CMD")
     script = command or shell_quoted(words or ())
 
-    def work(node: NodeSpec) -> Done:
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            return reach.run(script, seconds=seconds)
-
     code: int = ExitCode.OK
-    for answer in everywhere(some(chosen(names, nodes, nodes_file)), work, seconds=seconds + 30):
+    for answer in each(
+        which.some(), seconds + _LOGIN_SECONDS, lambda reach: reach.run(script, seconds=seconds)
+    ):
         name, done = answer.node.name, answer.result
         if as_json:
             facts = (

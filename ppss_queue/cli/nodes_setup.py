@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from ppss_queue.cli.frame import Verb, accepts_new, open_queue
-from ppss_queue.cli.nodes import chosen, master_home, master_option, nodes_options, some
+from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.nodes import Which, each, master_home, master_option, nodes_options
 from ppss_queue.cli.nodes_table import Row, fill
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say
@@ -19,8 +19,10 @@ from ppss_queue.nodes.spec import Mode, NodeSpec
 from ppss_queue.units import format_bytes, plural
 
 if TYPE_CHECKING:
+    from ppss_queue.nodes.checking import Checked
     from ppss_queue.nodes.deploy import Deployed
     from ppss_queue.nodes.probe import Probe
+    from ppss_queue.nodes.reach import Reach
 
 _CLOCK_SECONDS = 2.0
 
@@ -38,9 +40,7 @@ _CLOCK_SECONDS = 2.0
 @json_option
 @url_option
 def check_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     master: str | None,
     as_json: bool,
@@ -52,15 +52,9 @@ def check_verb(
     take part, with 1 if one lacks something, with 3 if one can't be reached.
     """
     from ppss_queue.address import SshHost
-    from ppss_queue.nodes.checking import SSH_PORT, Checked, check
-    from ppss_queue.nodes.everywhere import everywhere
-    from ppss_queue.nodes.reach import Reach
+    from ppss_queue.nodes.checking import SSH_PORT, check
 
-    wanted, accept_new = some(chosen(names, nodes, nodes_file)), accepts_new()
-
-    def work(node: NodeSpec) -> Checked:
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            return check(reach, at.host, at.port or SSH_PORT)
+    wanted = which.some()
 
     at = SshHost.parse(master) if master else SshHost("")
     lacking = False
@@ -79,7 +73,7 @@ def check_verb(
     code = fill(
         ("STATE", "PYTHON", "PPSS", "CORES", "LOAD", "FREE", "GPUS", "CLOCK"),
         wanted,
-        everywhere(wanted, work, seconds=seconds),
+        each(wanted, seconds, lambda reach: check(reach, at.host, at.port or SSH_PORT)),
         row,
         lambda checked: checked.facts(),
         as_json=as_json,
@@ -113,9 +107,7 @@ def _cells(facts: Probe) -> Row:
 @json_option
 @url_option
 def deploy_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     master: str | None,
     as_json: bool,
@@ -129,22 +121,19 @@ def deploy_verb(
     version go on with their own files until they are stopped.
     """
     from ppss_queue.nodes.deploy import deploy
-    from ppss_queue.nodes.everywhere import everywhere
-    from ppss_queue.nodes.reach import Reach
 
-    wanted, accept_new = some(chosen(names, nodes, nodes_file)), accepts_new()
+    wanted = which.some()
     with open_queue(url) as queue:
         home, _ = master_home(queue, master)
 
-    def work(node: NodeSpec) -> Deployed:
-        refuse_without_worker(node)
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            return deploy(reach, home, lambda doing: None)
+    def work(reach: Reach) -> Deployed:
+        refuse_without_worker(reach.node)
+        return deploy(reach, home, lambda doing: None)
 
     return fill(
         ("STATE", "PYTHON", "DONE"),
         wanted,
-        everywhere(wanted, work, seconds=seconds),
+        each(wanted, seconds, work),
         lambda deployed: {"STATE": "ready", "PYTHON": deployed.python, "DONE": deployed.what},
         lambda deployed: {
             "done": deployed.what,
@@ -176,9 +165,7 @@ class _Gone:
 @json_option
 @url_option
 def erase_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     yes: bool,
     as_json: bool,
@@ -189,9 +176,7 @@ def erase_verb(
     These are workers, files, scratch, logs, and the key here. What runs there is handed back first. What other
     masters brought there stays, and so do outputs.
     """
-    from ppss_queue.nodes.everywhere import everywhere
-
-    wanted, accept_new = some(chosen(names, nodes, nodes_file)), accepts_new()
+    wanted = which.some()
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadInput("nobody can be asked here. If all of PPSS is to go from these nodes: --yes")
@@ -202,15 +187,15 @@ def erase_verb(
 
     erased: list[str] = []
 
-    def work(node: NodeSpec) -> _Gone:
-        gone = _erase(node, accept_new=accept_new)
-        erased.append(node.name)
+    def work(reach: Reach) -> _Gone:
+        gone = _erase(reach)
+        erased.append(reach.node.name)
         return gone
 
     code = fill(
         ("STATE", "FILES", "KEYS"),
         wanted,
-        everywhere(wanted, work, seconds=seconds),
+        each(wanted, seconds, work),
         lambda gone: {
             "STATE": "erased",
             "FILES": "removed" if gone.files else "none",
@@ -226,22 +211,20 @@ def erase_verb(
     return code
 
 
-def _erase(node: NodeSpec, *, accept_new: bool) -> _Gone:
+def _erase(reach: Reach) -> _Gone:
     from ppss_queue.nodes import service
     from ppss_queue.nodes.deploy import erase, forget
     from ppss_queue.nodes.probe import probe
-    from ppss_queue.nodes.reach import Reach
 
-    refuse_without_worker(node)
+    refuse_without_worker(reach.node)
     try:
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            stopped = service.stop_all(reach, probe(reach).paths.directory)
-            gone = erase(reach)
-            return _Gone(stopped, gone.files, gone.keys)
+        stopped = service.stop_all(reach, probe(reach).paths.directory)
+        gone = erase(reach)
     except ConnectFailed as error:
-        if forget(node.name):
+        if forget(reach.node.name):
             raise ConnectFailed(f"{error} Its key does not open this machine any more.") from None
         raise
+    return _Gone(stopped, gone.files, gone.keys)
 
 
 def refuse_without_worker(node: NodeSpec) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from ppss_queue.cli.frame import Verb, accepts_new, open_queue
-from ppss_queue.cli.nodes import chosen, master_home, master_option, nodes_options, some, which_nodes
+from ppss_queue.cli.frame import Verb, open_queue
+from ppss_queue.cli.nodes import Which, each, master_home, master_option, nodes_options, which_nodes
 from ppss_queue.cli.nodes_setup import refuse_without_worker
 from ppss_queue.cli.nodes_table import fill
 from ppss_queue.cli.options import Number, json_option, option, url_option
 from ppss_queue.cli.say import fail, say, typed
-from ppss_queue.errors import BadInput, ExitCode, PpssError, UnknownNode
+from ppss_queue.errors import BadInput, ExitCode, UnknownNode
 from ppss_queue.units import plural
 
 if TYPE_CHECKING:
     from ppss_queue.node_views import Node
+    from ppss_queue.nodes.reach import Reach
     from ppss_queue.nodes.service import Started
     from ppss_queue.nodes.spec import NodeSpec
     from ppss_queue.queue import Queue
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
 @json_option
 @url_option
 def start_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     enable: bool,
     master: str | None,
@@ -54,23 +53,20 @@ def start_verb(
     """
     from ppss_queue.nodes import service
     from ppss_queue.nodes.deploy import deploy
-    from ppss_queue.nodes.everywhere import everywhere
-    from ppss_queue.nodes.reach import Reach
 
-    wanted, accept_new = some(chosen(names, nodes, nodes_file)), accepts_new()
+    wanted = which.some()
     with open_queue(url) as queue:
         home, worker_url = master_home(queue, master)
 
-    def work(node: NodeSpec) -> Started:
-        refuse_without_worker(node)
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            place = deploy(reach, home, lambda doing: None).paths.directory
-            return service.start(reach, place, worker_url, service.worker_words(node), enable=enable)
+    def work(reach: Reach) -> Started:
+        refuse_without_worker(reach.node)
+        place = deploy(reach, home, lambda doing: None).paths.directory
+        return service.start(reach, place, worker_url, service.worker_words(reach.node), enable=enable)
 
     return fill(
         ("STATE", "PID", "AFTER REBOOT"),
         wanted,
-        everywhere(wanted, work, seconds=seconds),
+        each(wanted, seconds, work),
         lambda started: {
             "STATE": "started" if started.anew else "was running",
             "PID": str(started.pid),
@@ -97,9 +93,7 @@ def start_verb(
 @option("--now", is_flag=True, help="Do not finish what runs: hand it back.")
 @url_option
 def stop_verb(
-    names: tuple[str, ...],
-    nodes: str | None,
-    nodes_file: str | None,
+    which: Which,
     seconds: float,
     now: bool,
     url: str | None,
@@ -109,27 +103,22 @@ def stop_verb(
     Without NODE: all nodes at work. They hear it by way of Redis; a node of which Redis does not know is told over
     SSH. Returns at once; see what is left with: ppss nodes status
     """
-    wanted = chosen(names, nodes, nodes_file)
+    wanted = which.nodes()
     with open_queue(url) as queue:
         unknown = _tell(queue, wanted, lambda node: node.stop(now=now))
-    return _stop_over_ssh(unknown, seconds, now=now) if unknown else ExitCode.OK
+    return _stop_over_ssh([node for node in wanted if node.name in unknown], seconds, now=now)
 
 
 def _stop_over_ssh(nodes: Sequence[NodeSpec], seconds: float, *, now: bool) -> int:
     from ppss_queue.nodes import service
-    from ppss_queue.nodes.everywhere import everywhere
     from ppss_queue.nodes.probe import probe
-    from ppss_queue.nodes.reach import Reach
 
-    accept_new = accepts_new()
-
-    def work(node: NodeSpec) -> bool:
-        refuse_without_worker(node)
-        with closing(Reach(node, accept_new=accept_new)) as reach:
-            return service.stop(reach, probe(reach).paths.directory, now=now)
+    def work(reach: Reach) -> bool:
+        refuse_without_worker(reach.node)
+        return service.stop(reach, probe(reach).paths.directory, now=now)
 
     code: int = ExitCode.OK
-    for answer in everywhere(nodes, work, seconds=seconds):
+    for answer in each(nodes, seconds, work):
         if answer.error:
             code = max(code, fail(answer.error))
         elif not answer.result:
@@ -146,12 +135,12 @@ def _stop_over_ssh(nodes: Sequence[NodeSpec], seconds: float, *, now: bool) -> i
 )
 @which_nodes
 @url_option
-def pause_verb(names: tuple[str, ...], nodes: str | None, nodes_file: str | None, url: str | None) -> int:
+def pause_verb(which: Which, url: str | None) -> int:
     """Give the nodes nothing more; what runs goes on.
 
     Without NODE: all nodes at work. A node that is paused stays so when its worker is started anew.
     """
-    return _say_to(chosen(names, nodes, nodes_file), url, lambda node: node.pause())
+    return _say_to(which, url, lambda node: node.pause())
 
 
 @click.command(
@@ -163,12 +152,12 @@ def pause_verb(names: tuple[str, ...], nodes: str | None, nodes_file: str | None
 )
 @which_nodes
 @url_option
-def resume_verb(names: tuple[str, ...], nodes: str | None, nodes_file: str | None, url: str | None) -> int:
+def resume_verb(which: Which, url: str | None) -> int:
     """Give paused or quarantined nodes items again.
 
     Without NODE: all nodes.
     """
-    return _say_to(chosen(names, nodes, nodes_file), url, lambda node: node.resume())
+    return _say_to(which, url, lambda node: node.resume())
 
 
 @click.command(
@@ -182,41 +171,37 @@ def resume_verb(names: tuple[str, ...], nodes: str | None, nodes_file: str | Non
 )
 @which_nodes
 @url_option
-def set_verb(names: tuple[str, ...], nodes: str | None, nodes_file: str | None, url: str | None) -> int:
+def set_verb(which: Which, url: str | None) -> int:
     """Change the slots of nodes while they work.
 
     The number counts for all workers of a node together, also when they are started anew. Without NODE: all nodes.
     """
-    settings = [name for name in names if "=" in name]
+    settings = [name for name in which.names if "=" in name]
     if len(settings) != 1 or not settings[0].startswith("slots="):
         raise BadInput("give one setting, the number of slots: ppss nodes set big1 slots=4")
     value = settings[0].removeprefix("slots=")
     slots = Number(1).convert(value, None, None) if value else None
-    wanted = chosen(tuple(name for name in names if "=" not in name), nodes, nodes_file)
-    return _say_to(wanted, url, lambda node: node.set_slots(slots))
+    which = replace(which, names=tuple(name for name in which.names if "=" not in name))
+    return _say_to(which, url, lambda node: node.set_slots(slots))
 
 
-def _say_to(wanted: Sequence[NodeSpec], url: str | None, say_it: Callable[[Node], None]) -> int:
-    code: int = ExitCode.OK
+def _say_to(which: Which, url: str | None, say_it: Callable[[Node], None]) -> int:
     with open_queue(url) as queue:
-        for node in _tell(queue, wanted, say_it):
-            try:
-                say_it(queue.node(node.name))
-            except PpssError as error:
-                code = max(code, fail(error))
-    return code
+        unknown = _tell(queue, which.nodes(), say_it)
+    return max((fail(error) for error in unknown.values()), default=ExitCode.OK)
 
 
-def _tell(queue: Queue, wanted: Sequence[NodeSpec], say_it: Callable[[Node], None]) -> list[NodeSpec]:
-    """Says it to nodes, or to all that there are; returns those of which Redis does not know."""
+def _tell(queue: Queue, wanted: Sequence[NodeSpec], say_it: Callable[[Node], None]) -> dict[str, UnknownNode]:
+    """Says it to nodes, or to all that there are; returns those of which Redis does not know. Raises BadInput."""
     names = [node.name for node in wanted] or [view.name for view in queue.nodes()]
     if not names:
         raise BadInput(f"there are no nodes. Start one: {typed('nodes start NODE')}")
-    unknown = set()
+    unknown: dict[str, UnknownNode] = {}
     for name in names:
         try:
             say_it(queue.node(name))
-        except UnknownNode:
-            unknown.add(name)
-    say(f"told {plural(len(names) - len(unknown), 'node')}") if len(names) > len(unknown) else None
-    return [node for node in wanted if node.name in unknown]
+        except UnknownNode as error:
+            unknown[name] = error
+    if told := len(names) - len(unknown):
+        say(f"told {plural(told, 'node')}")
+    return unknown

@@ -185,14 +185,17 @@ def url_option(verb: Any) -> Any:
         help="Redis to use: redis://, rediss://, unix://, redis+sentinel://, or ssh://[USER@]HOST for the own server "
         "of that user there. Default: your own server on this machine.",
     )
-    accept_new = option(
-        "--accept-new",
-        is_flag=True,
-        expose_value=False,
-        callback=_note_accept_new,
-        help="With ssh://, trust a host of which nothing is known yet; a changed key never is.",
-    )
-    return url(accept_new(verb))
+    return url(accept_new_option(verb))
+
+
+accept_new_option = option(
+    "--accept-new",
+    is_flag=True,
+    expose_value=False,
+    callback=_note_accept_new,
+    help="Over SSH, trust a host of which nothing is known yet; a changed key never is.",
+)
+"""For `accepts_new`."""
 
 
 json_option = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")

@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hosts.lab import Lab, NoLab, up
+from hosts.nodes import wheelhouse
 
 _HOSTS = 3
 
 
-@pytest.fixture(scope="session")
-def _session_lab() -> Iterator[Lab]:
-    """The lab of this xdist worker; without root or a program the test is skipped at home and fails in CI."""
+@contextmanager
+def lab_or_skip(hosts: int) -> Iterator[Lab]:
+    """A lab; without root or a program the test is skipped at home and fails in CI."""
     try:
-        with up(_HOSTS) as lab:
+        with up(hosts) as lab:
             yield lab
     except NoLab as reason:
         if os.environ.get("CI"):
             pytest.fail(f"CI must run a lab of hosts: {reason}")
         pytest.skip(f"no lab of hosts here: {reason}")
+
+
+@pytest.fixture(scope="session")
+def _session_lab() -> Iterator[Lab]:
+    """The lab of this xdist worker."""
+    with lab_or_skip(_HOSTS) as lab:
+        yield lab
+
+
+@pytest.fixture
+def farm() -> Iterator[Lab]:
+    """Four hosts of a test's own."""
+    with lab_or_skip(4) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def wheels() -> bytes:
+    """What nodes need, for `Nodes`."""
+    return wheelhouse()
 
 
 @pytest.fixture

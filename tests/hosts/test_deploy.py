@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from helpers import wait_until
 from hosts.lab import Host, Lab
-from hosts.nodes import PYTHON, Nodes, files_with, listing, outcome, ppss_there, wheelhouse
+from hosts.nodes import PYTHON, Nodes, files_with, listing, outcome, ppss_there
 from hosts.ssh import enqueue, ppss
 
 from ppss_queue import __version__
@@ -14,15 +14,10 @@ from ppss_queue.server_binary import binary
 _KEYS = "/home/ppss/.ssh/authorized_keys"
 
 
-@pytest.fixture(scope="session")
-def _wheels() -> bytes:
-    return wheelhouse()
-
-
 @pytest.fixture
-def nodes(lab: Lab, _wheels: bytes) -> Nodes:
+def nodes(lab: Lab, wheels: bytes) -> Nodes:
     """Hosts without a `ppss` of their own."""
-    found = Nodes(lab, _wheels)
+    found = Nodes(lab, wheels)
     found.prepare()
     for node in lab.nodes:
         _as_root(node, "rm /usr/local/bin/ppss")

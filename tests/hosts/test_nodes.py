@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers import wait_until
 from hosts.lab import Host, Lab
-from hosts.nodes import PYTHON, Nodes, files_with, listing, wheelhouse
+from hosts.nodes import PYTHON, Nodes, files_with, listing
 from hosts.ssh import Done, enqueue, pids, ppss
 
 SESSION = "^[^ ]*python[^ ]* [^ ]*/ppss run in"
@@ -17,15 +17,10 @@ WAITS = 'until [ -e "$HOME/go" ]; do sleep 0.1; done; tr a-z A-Z <"$ITEM" >{out}
 LIST = f"n1 python={PYTHON} slots=2 tags=all\nn2 python={PYTHON} slots=3 tags=all,fast\n"
 
 
-@pytest.fixture(scope="session")
-def _wheels() -> bytes:
-    return wheelhouse()
-
-
 @pytest.fixture
-def master(lab: Lab, _wheels: bytes) -> Host:
+def master(lab: Lab, wheels: bytes) -> Host:
     """With a list of two nodes that have no `ppss`."""
-    Nodes(lab, _wheels).prepare()
+    Nodes(lab, wheels).prepare()
     for node in lab.nodes:
         node.run(["rm", "/usr/local/bin/ppss"], user="root")
     lab.master.write("nodes", LIST)
@@ -95,6 +90,12 @@ def test_nodes_are_checked_started_seen_steered_and_erased(lab: Lab, master: Hos
     item = enqueue(master, 6, "echo {}")
     assert ppss(master, "wait", item).code == 0
     assert f" {item} " in ppss(master, "nodes", "logs").out
+    following = master.popen(["ppss", "nodes", "logs", "-f", "--lines", "1"])
+    item = enqueue(master, 6, "echo {}")
+    assert following.stdout
+    while f" {item} " not in (line := following.stdout.readline().decode()):
+        assert line, "it went on"
+    following.terminate()
 
     assert ppss(master, "nodes", "set", "n2", "slots=1").code == 0
     assert ppss(master, "nodes", "pause", "n1").code == 0

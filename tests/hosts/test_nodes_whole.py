@@ -8,14 +8,12 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import pytest
 from helpers import wait_until
-from hosts.lab import Lab, NoLab, up
-from hosts.nodes import PYTHON, Nodes, listing, wheelhouse
+from hosts.lab import Lab
+from hosts.nodes import PYTHON, Nodes, listing
 from hosts.ssh import pids, ppss
 
 FILES = 600
@@ -27,17 +25,6 @@ n3 mode=ssh slots=2
 COMMAND = 'gzip -nc "$ITEM" >{out}; sleep 0.2; echo "$PPSS_NODE"'
 
 
-@pytest.fixture
-def farm() -> Iterator[Lab]:
-    try:
-        with up(4) as lab:
-            yield lab
-    except NoLab as reason:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must run a lab of hosts: {reason}")
-        pytest.skip(f"no lab of hosts here: {reason}")
-
-
 def real_files() -> dict[str, bytes]:
     """Of Python's own library."""
     root = Path(os.__file__).parent
@@ -46,9 +33,9 @@ def real_files() -> dict[str, bytes]:
 
 
 def test_every_output_of_600_files_is_right_and_once_and_erase_leaves_the_hosts_as_they_were(
-    farm: Lab,
+    farm: Lab, wheels: bytes
 ) -> None:
-    Nodes(farm, wheelhouse()).prepare()
+    Nodes(farm, wheels).prepare()
     master, far, dying, bare = farm.master, farm["n1"], farm["n2"], farm["n3"]
     for node in farm.nodes:
         node.run(["rm", "/usr/local/bin/ppss"], user="root")

@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers import wait_until
 from hosts.lab import Host, Lab
-from hosts.nodes import PYTHON, Nodes, files_with, wheelhouse
+from hosts.nodes import PYTHON, Nodes, files_with
 from hosts.ssh import URL, enqueue, ppss
 
 
@@ -29,8 +29,8 @@ def test_fault_6_a_pause_leaves_logs_alone(lab: Lab) -> None:
     assert "said" in ppss(master, "log", run, "1").out
 
 
-def test_fault_11_no_private_key_of_the_master_comes_to_a_node(lab: Lab) -> None:
-    Nodes(lab, wheelhouse()).prepare()
+def test_fault_11_no_private_key_of_the_master_comes_to_a_node(lab: Lab, wheels: bytes) -> None:
+    Nodes(lab, wheels).prepare()
     master, node = lab.master, lab["n1"]
     master.write("nodes", f"n1 python={PYTHON}\n")
     assert ppss(master, "nodes", "start", "-n", "nodes").code == 0

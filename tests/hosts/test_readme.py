@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from hosts.lab import Lab
-from hosts.nodes import Nodes, listing, wheelhouse
+from hosts.nodes import Nodes, listing
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -29,12 +29,12 @@ def test_the_second_machine_works_as_it_is_written(lab: Lab) -> None:
         assert gzip.decompress(master.read(f"packed/file {number}.txt.gz")) == f"text {number}\n".encode()
 
 
-def test_many_machines_work_as_it_is_written(lab: Lab) -> None:
-    Nodes(lab, wheelhouse()).prepare()
+def test_many_machines_work_as_it_is_written(lab: Lab, wheels: bytes) -> None:
+    Nodes(lab, wheels).prepare()
     master = lab.master
     for node in lab.nodes:
         node.run(["rm", "/usr/local/bin/ppss"], user="root")
-        before = [listing(node) for node in lab.nodes]
+    before = [listing(node) for node in lab.nodes]
     for number in (1, 2, 3):
         master.write(f"words/file {number}.txt", f"text {number}\n")
     for title, output in (("many machines", "packed"), ("a list of nodes", "again")):
