@@ -78,12 +78,6 @@ class OutOfMemory(Unavailable):
     """Redis refuses writes because it is at its maxmemory."""
 
 
-class RunCancelled(PpssError):
-    """The run was cancelled."""
-
-    exit_code = ExitCode.RUN_CANCELLED
-
-
 class MachineFailed(PpssError):
     """This machine can't go on: its disk is full, or it can't start processes."""
 

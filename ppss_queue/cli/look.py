@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from ppss_queue.cli.frame import Verb, open_queue
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say, typed, warn
 from ppss_queue.cli.serving import unserved
-from ppss_queue.cli.table import cut, table
+from ppss_queue.cli.table import table
+from ppss_queue.cli.watching import show
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.model import ENDED, STATES, Item, ItemView, Outcome, RunState, State
 from ppss_queue.units import format_count, format_duration, format_rate, printable, shorten
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ppss_queue.queue import Queue
     from ppss_queue.store import Counts
 
-_WATCH_SECONDS = 1.0
 _COMMAND_COLUMNS = 60
 _NAME_COLUMNS = 60
 _ROWS_AT_ONCE = 500
@@ -51,38 +50,31 @@ def status_verb(run: str | None, watch: bool, as_json: bool, url: str | None) ->
     with open_queue(url) as queue:
         for warning in queue.warnings:
             warn(warning)
-        while True:
+
+        def look(rows: int | None) -> list[str]:
             runs = [queue.run(run).status()] if run else queue.runs()
-            suspended = queue.connection.execute("EXISTS", queue.keys.suspended) == 1
             if as_json:
-                lines = [json.dumps(status_object(counts)) for counts in runs]
-            else:
-                lines = _status_lines(runs, one=run is not None)
-                lines += _unserved_lines(queue, runs)
-                lines += ["RQ is suspended, so nothing is handed out. Go on: rq resume"] if suspended else []
-            if watch and not as_json and sys.stdout.isatty():
-                print(_picture(lines, runs), end="")
-            else:
-                print("".join(f"{line}\n" for line in lines), end="")
-            if not watch:
-                return ExitCode.OK
-            sys.stdout.flush()
-            time.sleep(_WATCH_SECONDS)
+                return [json.dumps(status_object(counts)) for counts in runs]
+            notes = _unserved_lines(queue, runs)
+            if queue.connection.execute("EXISTS", queue.keys.suspended) == 1:
+                notes.append("RQ is suspended, so nothing is handed out. Go on: rq resume")
+            return _fitting(runs, notes, rows, one=run is not None)
+
+        show(look, watch=watch, in_place=not as_json)
+    return ExitCode.OK
 
 
-def _picture(lines: list[str], runs: list[Counts]) -> str:
-    """Draws the lines over those before. Where they would scroll by, the runs that matter most, and how many more."""
-    size = os.get_terminal_size(1)
-    columns, rows = size.columns or 80, size.lines or 24  # a serial line knows neither
-    if len(lines) > rows and len(runs) > 1:
-        ranked = sorted(
-            runs, key=lambda counts: (counts.running > 0, not counts.ended, counts.created), reverse=True
-        )
-        notes = lines[len(runs) + 1 :][-1:]  # the last is about all runs
-        shown = ranked[: max(1, rows - 2 - len(notes))]
-        more = f"and {format_count(len(runs) - len(shown))} more"
-        lines = [*_status_lines(shown, one=False)[: len(shown) + 1], more, *notes]
-    return "\x1b[H" + "\x1b[K\n".join(cut(line, columns) for line in lines[:rows]) + "\x1b[J"
+def _fitting(runs: list[Counts], notes: list[str], rows: int | None, *, one: bool) -> list[str]:
+    """Where all would scroll by, the runs that matter most, and how many more."""
+    lines = [*_status_lines(runs, one=one), *notes]
+    if rows is None or len(lines) <= rows or len(runs) < 2:
+        return lines
+    ranked = sorted(
+        runs, key=lambda counts: (counts.running > 0, not counts.ended, counts.created), reverse=True
+    )
+    shown = ranked[: max(1, rows - 2 - len(notes[-1:]))]
+    more = f"and {format_count(len(runs) - len(shown))} more"
+    return [*_status_lines(shown, one=False)[: len(shown) + 1], more, *notes[-1:]]
 
 
 def _status_lines(runs: list[Counts], *, one: bool) -> list[str]:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from ppss_queue.cli.frame import WORDS, Verb, open_queue
 from ppss_queue.cli.nodes import Which, each, nodes_options, which_nodes
 from ppss_queue.cli.options import Number, accept_new_option, json_option, option, url_option
 from ppss_queue.cli.say import fail, typed
-from ppss_queue.cli.table import cut, table
+from ppss_queue.cli.table import table
+from ppss_queue.cli.watching import show
 from ppss_queue.errors import BadInput, ExitCode
 from ppss_queue.node_views import NodeState, NodeView
 from ppss_queue.units import format_bytes, format_duration, format_rate, printable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ppss_queue.ssh.remote import Done
 
 
-_WATCH_SECONDS = 1.0
 _LOGIN_SECONDS = 30.0
 _SIGN_COLUMNS = (
     "STATE",
@@ -67,27 +66,18 @@ def status_verb(
     Without NODE: all nodes that work, worked within a day, or are in the list. A node whose workers are silent for 30 s
     is lost: what it had comes back.
     """
-    wanted = which.nodes()
+    wanted = [node.name for node in which.nodes()]
     with open_queue(url) as queue:
-        while True:
+
+        def look(rows: int | None) -> list[str]:
             views = {view.name: view for view in queue.nodes()}
-            shown = [node.name for node in wanted]
-            if not which.is_named:
-                shown += [name for name in views if name not in shown]
+            names = wanted if which.is_named else list(dict.fromkeys([*wanted, *views]))
             if as_json:
-                lines = [json.dumps(_status_object(name, views.get(name))) for name in shown]
-            else:
-                lines = _status_lines(shown, views)
-            if watch and not as_json and sys.stdout.isatty():
-                size = os.get_terminal_size(1)
-                cut_lines = [cut(line, size.columns or 80) for line in lines[: size.lines or 24]]
-                print("\x1b[H" + "\x1b[K\n".join(cut_lines) + "\x1b[J", end="")
-            else:
-                print("".join(f"{line}\n" for line in lines), end="")
-            if not watch:
-                return ExitCode.OK
-            sys.stdout.flush()
-            time.sleep(_WATCH_SECONDS)
+                return [json.dumps(_status_object(name, views.get(name))) for name in names]
+            return _status_lines(names, views)
+
+        show(look, watch=watch, in_place=not as_json)
+    return ExitCode.OK
 
 
 def _status_lines(names: Sequence[str], views: Mapping[str, NodeView]) -> list[str]:

@@ -74,7 +74,6 @@ class Probe:
     """Of the last minute."""
     gpus: tuple[str, ...]
     """Names, as nvidia-smi tells them."""
-    ssh_keygen: bool
     came_from: str
     """Our address, as the node sees it; empty: not over SSH."""
     environments: tuple[str, ...]
@@ -123,7 +122,6 @@ def _read(said: Mapping[str, str], reach: Reach, now: float) -> Probe:
         cores=int(said["cores"]) if said["cores"].isdecimal() else 1,
         load=float(said["load"] or 0),
         gpus=tuple(filter(None, said["gpus"].splitlines())),
-        ssh_keygen=said["keygen"] == "yes",
         came_from="" if reach.node.here else said["from"],
         environments=tuple(filter(None, said["environments"].splitlines())),
         version=_deployed_version(said["deployed"]),
@@ -245,7 +243,6 @@ read -r load _ </proc/loadavg
 say load "$load"
 limit=; ! there timeout || limit='timeout 10'
 say gpus "$(! there nvidia-smi || $limit nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null)"
-say keygen "$(there ssh-keygen && echo yes)"
 say from "${SSH_CONNECTION%% *}"
 say environments "$(shopt -s nullglob; cd "$root/env" 2>/dev/null && printf '%s\\n' *)"
 say deployed "$(cat "$root/nodes/$machine/deployed.json" 2>/dev/null)"
