@@ -39,21 +39,21 @@ def workplace_here(lease: Lease, run: ActiveRun) -> Workplace:
     if attempt is None or run.staging is None:
         return Workplace(item, spec.directory, None)
     if not (spec.returns and spec.is_file(lease.item)):
-        return Workplace(item, spec.directory, _Here(attempt, spec.output or "", None, ""))
+        return Workplace(item, spec.directory, Here(attempt, spec.output or ""))
     work = run.staging.work(lease.item.seq, lease.token)
     for path in (item, *(expand(template, item) for template in spec.also)):
         if os.path.lexists(path):
             os.symlink(path, os.path.join(work, os.path.basename(path)))
     item = os.path.join(work, os.path.basename(item))
     return Workplace(
-        item, spec.directory, _Here(attempt, spec.output or "", Beside(work, item, spec.returns), work)
+        item, spec.directory, Here(attempt, spec.output or "", Beside(work, item, spec.returns), work)
     )
 
 
-class _Here:
+class Here:
     """The scratch of an attempt on the file system of its output directory: publishing is renaming."""
 
-    def __init__(self, attempt: Attempt, output: str, beside: Beside | None, work: str) -> None:
+    def __init__(self, attempt: Attempt, output: str, beside: Beside | None = None, work: str = "") -> None:
         """`beside`: of a run that wants files that commands write beside their item, in `work`."""
         self._attempt = attempt
         self._beside = beside

@@ -11,9 +11,10 @@ from ppss_queue.model import Lease
 from ppss_worker import beside
 from ppss_worker.agentless.agent import Session
 from ppss_worker.agentless.carrying import fetch_outputs
-from ppss_worker.publishing import Attempt, OutputRefused, machine_failed
+from ppss_worker.publishing import machine_failed
 from ppss_worker.running import Owners
 from ppss_worker.runs import ActiveRun
+from ppss_worker.workplaces import Here
 
 if TYPE_CHECKING:
     from ppss_worker.agentless.host import AgentlessHost
@@ -34,7 +35,7 @@ class Home:
         self._session = session
         self._attempt = attempt
         self._run = run
-        self.attempt_here: Attempt | None = None
+        self.here: Here | None = None
         """None: the run has no output directory."""
         self.has_outputs = False
         self.beside = ""
@@ -50,12 +51,12 @@ class Home:
         kind, _, name = self.beside.partition(" ")
         if kind:
             on_failed(_SENTENCES[kind](name))
-        elif self.attempt_here is None or not self.has_outputs:
+        elif self.here is None or not self.has_outputs:
             on_gathered((), 0)
         else:
-            into = self.attempt_here.directory
+            into = self.here.directory
             task = partial(fetch_outputs, self._host.agent, self._session, self._attempt, into)
-            self._host.carry(task, partial(self._gathered, on_gathered, on_failed))
+            self._host.porter.carry(task, partial(self._gathered, on_gathered, on_failed))
 
     def _gathered(
         self,
@@ -63,7 +64,7 @@ class Home:
         on_failed: Callable[[PpssError], None],
         error: BaseException | None,
     ) -> None:
-        assert self.attempt_here is not None
+        assert self.here is not None
         if isinstance(error, OSError):
             error = machine_failed(self._run.spec.output or "", error)
         if isinstance(error, ServiceFailed):
@@ -73,14 +74,7 @@ class Home:
             return
         if error is not None:
             raise error
-        try:
-            names = self.attempt_here.outputs()
-        except OutputRefused:
-            names = []  # as in workplaces.py
-        except PpssError as failure:
-            on_failed(failure)
-            return
-        on_gathered(names, 0)
+        self.here.gather(on_gathered, on_failed)
 
     def publish(
         self,
@@ -90,16 +84,11 @@ class Home:
         on_published: Callable[[], None],
         on_failed: Callable[[PpssError], None],
     ) -> None:
-        if self.attempt_here is None:
+        if self.here is None:
             on_published()
-            return
-        try:
-            self.attempt_here.publish(lambda names: taken, still_ours)
-        except PpssError as error:
-            on_failed(error)
         else:
-            on_published()
+            self.here.publish(round, taken, still_ours, on_published, on_failed)
 
     def discard(self) -> None:
-        if self.attempt_here is not None:
-            self.attempt_here.discard()
+        if self.here is not None:
+            self.here.discard()

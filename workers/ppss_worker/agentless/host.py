@@ -6,8 +6,7 @@ import math
 import os
 import signal
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -21,13 +20,14 @@ from ppss_worker.agentless.agent import Agent, Session
 from ppss_worker.agentless.carrying import NodeFailed, fetch_printed, send_files
 from ppss_worker.agentless.child import SIGNALS, RemoteChild
 from ppss_worker.agentless.home import Home
+from ppss_worker.agentless.porter import Porter
 from ppss_worker.agentless.visit import Visit, refuse_names, request_of
 from ppss_worker.captures import Captures
 from ppss_worker.hosts import Slot
 from ppss_worker.process import Child, Exit
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun
-from ppss_worker.workplaces import scratch_here
+from ppss_worker.workplaces import Here, scratch_here
 
 if TYPE_CHECKING:
     from ppss_worker.agentless.fleet import Fleet
@@ -37,8 +37,6 @@ _LIMIT_SHARE = 0.6
 _LIMIT_AT_LEAST_SECONDS = 3.0
 _KILL_SECONDS = 5.0
 """From the end of the limit to the end of the last command: SIGTERM, 2 s, SIGKILL, and some."""
-_CHANNELS = 4
-"""For files, at a time; sshd allows 10 sessions in a connection, of which one is the agent's."""
 _DISTRUST_SECONDS = 60.0
 """For which a node gets no items that did not take their files."""
 _PIECE_BYTES = 1024 * 1024
@@ -63,8 +61,7 @@ class AgentlessHost:
         self._children: dict[int, RemoteChild] = {}
         self._by_attempt: dict[str, RemoteChild] = {}
         self._numbers = count(1)
-        self._waiting: deque[tuple[Callable[[], None], Callable[[BaseException | None], None]]] = deque()
-        self._carrying = 0
+        self.porter = Porter(fleet.carry)
         self._held: list[RemoteChild] = []
         self._shared: dict[str, str] = {}
         """Where the files of --with are in this session, by hash."""
@@ -94,7 +91,8 @@ class AgentlessHost:
             source = spec.local_path(lease.item)
             visit.bring_item(source, spec.also)
             item = f"{directory}/work/{os.path.basename(source)}"
-        visit.home.attempt_here = scratch_here(lease, run)
+        attempt_here = scratch_here(lease, run)
+        visit.home.here = Here(attempt_here, spec.output or "") if attempt_here else None
         self._visits[lease.member] = visit
         return Workplace(item, f"{directory}/work", visit.home)
 
@@ -113,7 +111,7 @@ class AgentlessHost:
         self.agent.limit_seconds = min(self.agent.limit_seconds, limit_seconds)
         self._children[child.pid] = self._by_attempt[child.attempt] = child
         if visit.files or visit.links:
-            self.carry(
+            self.porter.carry(
                 partial(send_files, self.agent, visit.session, visit.attempt, visit.files, visit.links),
                 partial(self._arrived, child, visit.shared),
             )
@@ -205,7 +203,7 @@ class AgentlessHost:
             task = partial(
                 fetch_printed, self.agent, child.session, child.attempt, child.stdout, child.stderr
             )
-            self.carry(task, partial(self._printed, child, exited))
+            self.porter.carry(task, partial(self._printed, child, exited))
 
     def _printed(self, child: RemoteChild, exited: Exit, error: BaseException | None) -> None:
         if error is None:
@@ -293,22 +291,6 @@ class AgentlessHost:
         """Nothing if that session is over."""
         if session is not None and session is self._session:
             session.requests.put(request)
-
-    def carry(self, task: Callable[[], None], on_done: Callable[[BaseException | None], None]) -> None:
-        """Has files carried in a thread; tells how it went. A few at a time, in order."""
-        self._waiting.append((task, on_done))
-        self._carry_next()
-
-    def _carry_next(self) -> None:
-        while self._waiting and self._carrying < _CHANNELS:
-            task, on_done = self._waiting.popleft()
-            self._carrying += 1
-            self._fleet.carry(task, partial(self._carried, on_done))
-
-    def _carried(self, on_done: Callable[[BaseException | None], None], error: BaseException | None) -> None:
-        self._carrying -= 1
-        self._carry_next()
-        on_done(error)
 
     # Time
 
