@@ -1,78 +1,56 @@
 """Attempts: from a lease to a running command to an outcome.
 
-begin -> (the command ends) -> publish its outputs -> tell the outbox, and the observer.
+begin -> (the command ends) -> publish its outputs -> verdicts.py
 """
 
 from __future__ import annotations
 
 import os
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from ppss_queue.calls import Calls
-from ppss_queue.errors import LeaseLost, MachineFailed, PpssError, ServiceFailed, UnknownRun
+from ppss_queue.errors import MachineFailed, PpssError
 from ppss_queue.model import Lease, Outcome
-from ppss_queue.rq_form import kept_output
 from ppss_queue.units import format_duration
-from ppss_worker.captures import capture_tail, last_line
+from ppss_worker.captures import last_line
 from ppss_worker.deliveries import Deliveries
 from ppss_worker.hosts import Slot
 from ppss_worker.link import Link
-from ppss_worker.observer import Ended, Observer, Verdict
-from ppss_worker.opinions import Opinions
+from ppss_worker.observer import Observer, Verdict
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Child, Exit, SpawnFailed
-from ppss_worker.publishing import OutputRefused
 from ppss_worker.running import ItemRefused, Running, Scratch
 from ppss_worker.runs import ActiveRun
 from ppss_worker.staging import no_room
-
-KEPT_BYTES = 4096
-"""Output of an item that is kept in Redis."""
-TOLD_BYTES = 64 * 1024
-"""Of each of stdout and stderr, that goes to the `ppss run` which prints it."""
+from ppss_worker.verdicts import Verdicts
 
 
 class Attempts:
     """The commands that run now. Used by the worker's one thread."""
 
     def __init__(
-        self,
-        link: Link,
-        calls: Calls,
-        outbox: Outbox,
-        observer: Observer,
-        on_failure: Callable[[Exception], None],
-        *,
-        prints: bool = False,
+        self, link: Link, calls: Calls, outbox: Outbox, observer: Observer, verdicts: Verdicts
     ) -> None:
-        """`on_failure` hears of what no further item would survive: a full disk, a closed stdout.
-        `prints`: the observer prints outputs itself.
-        """
-        self._prints = prints
         self._link = link
         self._calls = calls
         self._outbox = outbox
         self._observer = observer
-        self._on_failure = on_failure
+        self._verdicts = verdicts
+        self._opinions = verdicts.opinions
         self._deliveries = Deliveries(link, calls, self._delivered)
-        self.opinions = Opinions(link, calls)
         self._running: dict[int, Running] = {}
         self._newest_at = 0.0
         """When the last one began, time.monotonic()."""
         self._ending: dict[int, Running] = {}
         """Between `vacate` and `ended`."""
-        self.ended_count = 0
-        """Items that succeeded, failed, or are tried again."""
         self.seconds_each = 0.0
         """Moving average of how long attempts take; 0: none ended yet."""
 
     def __len__(self) -> int:
         """Running commands, outputs being published, failures being judged."""
-        return len(self._running) + len(self._deliveries) + len(self.opinions)
+        return len(self._running) + len(self._deliveries) + len(self._opinions)
 
     @property
     def commands(self) -> int:
@@ -85,7 +63,7 @@ class Attempts:
         for running in self._running.values():
             yield running.lease
         yield from self._deliveries.leases
-        yield from self.opinions.leases
+        yield from self._opinions.leases
 
     def stalled_seconds(self, now: float) -> float:
         """How long all that run have been running."""
@@ -103,7 +81,7 @@ class Attempts:
             place = host.workplace(lease, run)
         except ItemRefused as error:
             outcome = Outcome(error.ended_with, node=host.name, slot=slot.number, reason=str(error))
-            self._end(self._made_up(lease, run, slot), outcome, final=error.final)
+            self._verdicts.end(_made_up(lease, run, slot), outcome, final=error.final)
             return False
         scratch = place.scratch
         values = run.values(lease, slot.number, place.item, scratch.directory if scratch else "")
@@ -112,8 +90,8 @@ class Attempts:
         try:
             child = host.start(lease, run, values, own, place.directory)
         except SpawnFailed as error:
-            running = self._made_up(lease, run, slot, scratch)
-            self._end(
+            running = _made_up(lease, run, slot, scratch)
+            self._verdicts.end(
                 running, Outcome(error.exit_status, node=host.name, slot=slot.number, last_line=str(error))
             )
             return False
@@ -149,7 +127,7 @@ class Attempts:
         outcome = Outcome(
             error.ended_with, None, 0.0, running.slot.host.name, running.slot.number, str(error)
         )
-        self._end(running, outcome, final=error.final)
+        self._verdicts.end(running, outcome, final=error.final)
         return running.slot
 
     def lose_host(self, pid: int, why: str, *, is_over: bool) -> Slot | None:
@@ -165,7 +143,7 @@ class Attempts:
         outcome = Outcome(None, None, seconds, running.slot.host.name, running.slot.number, why)
         if is_over and running.stopped != "lost":
             self._outbox.forfeit([running.lease])
-        self._close(running, outcome, Verdict.LOST)
+        self._verdicts.close(running, outcome, Verdict.LOST)
         return running.slot
 
     def vacate(self, pid: int) -> Slot | None:
@@ -215,17 +193,19 @@ class Attempts:
         line = last_line(child.stdout, child.stderr)
         outcome = Outcome(exit_code, signal, seconds, slot.host.name, slot.number, reason, line, result)
         if running.stopped == "lost":
-            self._close(running, outcome, Verdict.LOST)
+            self._verdicts.close(running, outcome, Verdict.LOST)
         elif not child.began and running.stopped is None:
-            self._release(running, outcome)
+            self._verdicts.release(running, outcome)
         elif outcome.exit_code == 0 and not outcome.reason and running.stopped is None:
             self._deliveries.deliver(running, outcome)
         elif running.stopped == "released":
-            self._release(running, outcome)
+            self._verdicts.release(running, outcome)
         elif running.scratch is not None and (reason := no_room(running.scratch.base)):
-            self._not_published(running, outcome, MachineFailed(f"{reason}. Free space, then go on."))
+            self._verdicts.not_published(
+                running, outcome, MachineFailed(f"{reason}. Free space, then go on.")
+            )
         else:
-            self._end(running, replace(outcome, reason=running.stopped or outcome.reason))
+            self._verdicts.end(running, replace(outcome, reason=running.stopped or outcome.reason))
         return None if running.vacated else slot
 
     def lose(self, lost: Sequence[str]) -> None:
@@ -280,114 +260,15 @@ class Attempts:
 
     def _delivered(self, running: Running, outcome: Outcome, error: PpssError | None) -> None:
         if error is None:
-            self._end(running, outcome)
+            self._verdicts.end(running, outcome)
         else:
-            self._not_published(running, outcome, error)
-
-    def _not_published(self, running: Running, outcome: Outcome, error: PpssError) -> None:
-        if isinstance(error, OutputRefused):
-            self._end(running, replace(outcome, reason=str(error)), final=True)
-        elif isinstance(error, LeaseLost):
-            self._close(running, outcome, Verdict.LOST)
-        else:  # the machine's fault: the item goes back
-            self._release(running, outcome)
-            if not isinstance(error, (ServiceFailed, UnknownRun)):
-                self._on_failure(error)
-
-    def _release(self, running: Running, outcome: Outcome) -> None:
-        self._outbox.release([running.lease])
-        self._close(running, outcome, Verdict.RELEASED)
-
-    def _end(self, running: Running, outcome: Outcome, *, final: bool = False) -> None:
-        """The item succeeded, or failed: `final` for failures that another attempt would only repeat."""
-        self.ended_count += 1
-        lease, spec = running.lease, running.run.spec
-        succeeded = outcome.exit_code == 0 and (
-            outcome.reason is None or outcome.reason.startswith("skipped")
-        )
-        kept = _kept(running.child) if spec.keep_output or not succeeded else b""
-        if succeeded:
-            if running.slot.host.is_here:
-                self.opinions.succeeded(lease.run)
-            self._tell(running)
-            self._outbox.ack(lease, outcome, kept)
-            self._close(running, outcome, Verdict.SUCCEEDED)
-            return
-        delay = None
-        if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
-            delay = spec.retry.delay_after(lease.failures + 1, random.random())
-        judge = partial(self._judged, running, outcome, kept, delay)
-        # Redis knows the node of this worker only, so of another host nobody is asked.
-        by_itself = outcome.reason is None and running.stopped is None and running.slot.host.is_here
-        if final or not by_itself or not self.opinions.failed(running, outcome, delay, judge):
-            judge(elsewhere=False)
-
-    def _judged(
-        self, running: Running, outcome: Outcome, kept: bytes, delay: float | None, elsewhere: bool
-    ) -> None:
-        """The item has failed here, or is tried on another node."""
-        lease, spec = running.lease, running.run.spec
-        if elsewhere:
-            self._outbox.over(lease)
-            self._close(running, outcome, Verdict.ELSEWHERE)
-            return
-        again = delay is not None and lease.failures < spec.retry.retries
-        if not again:
-            self._tell(running)
-        self._outbox.fail(lease, outcome, delay, kept)
-        self._close(running, outcome, Verdict.RETRY if again else Verdict.FAILED, delay)
-
-    def _tell(self, running: Running) -> None:
-        """Sends what it printed to who made the run, if that one wants it."""
-        if running.run.spec.tell_output and not self._prints:
-            child = running.child
-            printed = (_ends(source) for source in (child.stdout, child.stderr))
-            self._link.send(self._calls.tell(running.lease, *printed), lambda reply: None)
-
-    def _close(
-        self, running: Running, outcome: Outcome, verdict: Verdict, retry_seconds: float | None = None
-    ) -> None:
-        if running.scratch is not None:
-            running.scratch.discard()
-        child = running.child
-        ended = Ended(
-            running.lease,
-            running.run,
-            running.slot.number,
-            outcome,
-            verdict,
-            retry_seconds,
-            child.stdout,
-            child.stderr,
-            running.started_epoch,
-        )
-        try:
-            self._observer.ended(ended)
-        except OSError as error:
-            self._on_failure(error)
-        running.slot.host.release(child)
-
-    @staticmethod
-    def _made_up(lease: Lease, run: ActiveRun, slot: Slot, scratch: Scratch | None = None) -> Running:
-        """For an attempt without a process."""
-        now = time.monotonic()
-        return Running(
-            lease, run, slot, Child(0, -1, -1, now, os.close, True), scratch, now, time.time(), None
-        )
+            self._verdicts.not_published(running, outcome, error)
 
 
-def _kept(child: Child) -> bytes:
-    """The end of what it printed, stdout before stderr, in RQ's form; empty for nothing."""
-    err, _ = capture_tail(child.stderr, KEPT_BYTES)
-    out, _ = capture_tail(child.stdout, KEPT_BYTES - len(err))
-    return kept_output(out + err) if out or err else b""
-
-
-def _ends(source: int) -> bytes:
-    """What a capture file holds; of very much, the end."""
-    tail, size = capture_tail(source, TOLD_BYTES)
-    left_out = f"[the first {size - len(tail):,} bytes are left out]\n".encode() if size > len(tail) else b""
-    return left_out + tail
+def _made_up(lease: Lease, run: ActiveRun, slot: Slot, scratch: Scratch | None = None) -> Running:
+    """For an attempt without a process."""
+    now = time.monotonic()
+    return Running(lease, run, slot, Child(0, -1, -1, now, os.close, True), scratch, now, time.time(), None)
 
 
 def _text(value: object) -> str | None:

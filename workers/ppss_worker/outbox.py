@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -81,6 +82,16 @@ class Outbox:
         since = [self._oldest] if self._count else []
         since += (at for _, _, at in islice(self._begun.values(), 1))
         return max(0.0, min(since) + DELAY_SECONDS - time.monotonic()) if since else None
+
+    def send_if_due(self, *, busy: bool) -> float:
+        """Sends, and returns the seconds until there may be more to send.
+
+        `busy`: attempts run, so that more will have to be told soon; else nothing is waited for.
+        """
+        due = self.due_seconds
+        if due is not None and not (due and busy):
+            self.send()
+        return due if due and busy else math.inf
 
     def send(self) -> None:
         """Hands everything to the link."""

@@ -16,11 +16,25 @@ from ppss_worker.publishing import OutputRefused
 from ppss_worker.running import ItemRefused, Owners, Workplace
 from ppss_worker.runs import ActiveRun
 from ppss_worker.scratch import Room, ScratchSpace
+from ppss_worker.settings import StageSettings
 from ppss_worker.throttle import Throttle
 from ppss_worker.uploading import Upload, Uploading
 
 UPLOADS_AHEAD = 64
 """Attempts whose outputs may wait for their way home before no more items are taken."""
+
+
+def make_stage(
+    settings: StageSettings, worker: str, open_files: OpenFiles, warn: Callable[[str], None]
+) -> Stage:
+    """The stage of a worker, by name. Raises MachineFailed."""
+    return Stage(
+        open_files,
+        ScratchSpace(settings.scratch, worker, settings.scratch_limit_bytes),
+        warn,
+        bytes_per_second=settings.bytes_per_second,
+        compress=settings.compress,
+    )
 
 
 class Stage:

@@ -16,6 +16,7 @@ from ppss_worker.intake import Intake
 from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings
+from ppss_worker.verdicts import Verdicts
 
 _PACE_SECONDS = 60.0
 
@@ -23,11 +24,14 @@ _PACE_SECONDS = 60.0
 class Vitals:
     """Asked in the thread that sends heartbeats."""
 
-    def __init__(self, settings: Settings, runs: ActiveRuns, intake: Intake, room: Room) -> None:
+    def __init__(
+        self, settings: Settings, runs: ActiveRuns, intake: Intake, room: Room, verdicts: Verdicts
+    ) -> None:
         self._settings = settings
         self._runs = runs
         self._intake = intake
         self._room = room
+        self._verdicts = verdicts
         self._pace = Pace()
 
     def now(self, attempts: Attempts, *, stopping: bool) -> Mapping[str, Argument]:
@@ -42,7 +46,7 @@ class Vitals:
             "node": self._settings.node,
             "slots": self._intake.slots + self._settings.slots_elsewhere,
             "leased": len(attempts) + len(self._intake.hand),
-            "rate": f"{self._pace.per_second(attempts.ended_count):.3f}",
+            "rate": f"{self._pace.per_second(self._verdicts.ended_count):.3f}",
             "serves": ",".join(served),
             "command": int(self._settings.command is not None),
             "stopping": int(stopping),

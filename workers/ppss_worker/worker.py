@@ -6,10 +6,8 @@ dies (guardian.py).
 
 from __future__ import annotations
 
-import math
 import os
 import selectors
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -19,16 +17,18 @@ from typing import TYPE_CHECKING
 
 from ppss_queue.calls import Calls, Claimed
 from ppss_queue.connection import Connection, Reply
-from ppss_queue.errors import BadInput, PpssError, Unavailable
+from ppss_queue.errors import PpssError, Unavailable
 from ppss_queue.keys import Keys
 from ppss_queue.model import Lease
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
+from ppss_worker.dealer import Dealer
 from ppss_worker.draining import Draining
+from ppss_worker.ending import Ending
 from ppss_worker.forgotten import hand_back_forgotten
 from ppss_worker.guardian import Guardian
-from ppss_worker.hosts import Slot, ThisHost
+from ppss_worker.hosts import ThisHost
 from ppss_worker.housekeeping import Housekeeping
 from ppss_worker.intake import Intake
 from ppss_worker.launch import Launcher
@@ -40,11 +40,12 @@ from ppss_worker.maps import NO_MAPS
 from ppss_worker.observer import Observer
 from ppss_worker.orders import Orders
 from ppss_worker.outbox import Outbox
-from ppss_worker.process import DirectoryMissing, Spawner
+from ppss_worker.process import Spawner
 from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
+from ppss_worker.verdicts import Verdicts
 from ppss_worker.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 30.0
 """A Redis that owes an answer for so long is taken for lost: longer than any script of ours, or a fork, takes."""
 STOPPING_PATIENCE_SECONDS = 10.0
-DELIVERY_SECONDS = 10.0
-"""How long outputs on their way home are waited for when the worker is to stop now."""
 
 
 class Worker:
@@ -107,17 +106,9 @@ class Worker:
         stage = settings.stage
         self._stage: Stage | None = None
         if open_files is not None and stage is not None:
-            from ppss_worker.scratch import ScratchSpace  # costs start-up time that few workers need
-            from ppss_worker.stage import Stage
+            from ppss_worker.stage import make_stage  # costs start-up time that few workers need
 
-            space = ScratchSpace(stage.scratch, self.name, stage.scratch_limit_bytes)
-            self._stage = Stage(
-                open_files,
-                space,
-                lambda sentence: self._intake.warn_once(sentence),
-                bytes_per_second=stage.bytes_per_second,
-                compress=stage.compress,
-            )
+            self._stage = make_stage(stage, self.name, open_files, lambda text: self._intake.warn_once(text))
         self._runs = ActiveRuns(
             self._connection,
             keys,
@@ -140,12 +131,13 @@ class Worker:
             self._fail,
         )
         self._hand = self._intake.hand
-        self._vitals = Vitals(settings, self._runs, self._intake, self._room)
+        self._verdicts = Verdicts(
+            self._link, self._calls, self._outbox, observer, self._fail, prints=settings.prints
+        )
+        self._vitals = Vitals(settings, self._runs, self._intake, self._room, self._verdicts)
         self._orders = Orders(settings, self._intake, self._claims, self._keeper, self.stop, observer.warn)
-        self._stop = Stop.NO
+        self._ending = Ending()
         self._fleet: Fleet | None = None
-        self._failure: Exception | None = None
-        self._deliver_until = math.inf
         self._lifeline = Lifeline(self._link, self._claims, observer.warn, self._mended)
         self._draining = Draining(observer.warn)
 
@@ -153,17 +145,17 @@ class Worker:
 
     def stop(self, how: Stop) -> None:
         """Ends the work; a less urgent wish than the one before changes nothing."""
-        if how > self._stop:
-            if not self._stop:
-                self._lifeline.stopping(time.monotonic())
-            self._stop = how
-            self._keeper.beat()
-            self._intake.close()
-            if how >= Stop.NOW:
-                self._deliver_until = time.monotonic() + (DELIVERY_SECONDS if how is Stop.NOW else 0.0)
-                self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
-                if self._fleet is not None and how is Stop.AT_ONCE:
-                    self._fleet.give_up()
+        first = not self._ending.how
+        if not self._ending.rises_to(how):
+            return
+        if first:
+            self._lifeline.stopping(time.monotonic())
+        self._keeper.beat()
+        self._intake.close()
+        if how >= Stop.NOW:
+            self._attempts.stop_all(at_once=how is Stop.AT_ONCE)
+            if self._fleet is not None and how is Stop.AT_ONCE:
+                self._fleet.give_up()
 
     def query(self, call: Call, on_reply: Callable[[Reply], None]) -> None:
         """Asks Redis something beside the work, for a display; may go unanswered if the connection is lost."""
@@ -171,7 +163,7 @@ class Worker:
 
     @property
     def stopping(self) -> Stop:
-        return self._stop
+        return self._ending.how
 
     @property
     def slots(self) -> int:
@@ -212,13 +204,9 @@ class Worker:
             stack.callback(launcher.close)
             self._intake.here = ThisHost(self._settings.node, launcher, self._intake.workplace)
             self._intake.resize(self._settings.slots)
-            self._attempts = Attempts(
-                self._link,
-                self._calls,
-                self._outbox,
-                self._observer,
-                self._fail,
-                prints=self._settings.prints,
+            self._attempts = Attempts(self._link, self._calls, self._outbox, self._observer, self._verdicts)
+            self._dealer = Dealer(
+                self._link, self._calls, self._outbox, self._runs, self._intake, self._claims, self._attempts
             )
             if self._settings.nodes:
                 self._fleet = self._make_fleet(spawner.captures, on_output)
@@ -241,8 +229,8 @@ class Worker:
             while not self._finished():
                 self._turn(selector, tick)
             self._leave()
-        if self._failure is not None:
-            raise self._failure
+        if self._ending.failure is not None:
+            raise self._ending.failure
 
     def _open(self) -> None:
         """Raises ConnectFailed."""
@@ -257,7 +245,7 @@ class Worker:
         worker = fleet.Worker(
             self._hand,
             self._attempts,
-            self._free_slot,
+            self._dealer.take_back,
             self._claims.wake,
             self._observer.warn,
             self._fail,
@@ -270,11 +258,11 @@ class Worker:
     def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()
         waits = [LOOK_AGAIN_SECONDS, tick() if tick else LOOK_AGAIN_SECONDS]
-        if now >= self._deliver_until:
+        if now >= self._ending.deliver_until:
             self._attempts.give_up_deliveries()
         else:
-            waits.append(self._deliver_until - now)
-        if self._stop is Stop.DRAIN and self._stage is not None and not self._attempts.commands:
+            waits.append(self._ending.deliver_until - now)
+        if self._ending.how is Stop.DRAIN and self._stage is not None and not self._attempts.commands:
             self._draining.tell(now, len(self._attempts), self._stage.held_up)
         timeout_at = self._attempts.check_timeouts(now)
         if timeout_at is not None:
@@ -285,14 +273,14 @@ class Worker:
             if self._lifeline.lost:
                 waits.append(self._lifeline.mend_if_due(now))
             if not self._lifeline.lost:
-                self._begin_ready()
+                self._dealer.deal()
                 if self._fleet is not None:
                     self._fleet.launch_held()
                 waits.append(self._housekeeping.do_if_due(now))
                 waits.append(self._claim(now))
-                waits.append(self._send_outcomes())
+                waits.append(self._outbox.send_if_due(busy=len(self._attempts) > 0))
                 self._link.flush()
-                self._link.check(PATIENCE_SECONDS if not self._stop else STOPPING_PATIENCE_SECONDS)
+                self._link.check(PATIENCE_SECONDS if not self._ending.how else STOPPING_PATIENCE_SECONDS)
                 self._link.receive_buffered()
             for key, _ in selector.select(max(0.0, min(waits))):
                 key.data()
@@ -306,7 +294,7 @@ class Worker:
     def _finished(self) -> bool:
         if self._lifeline.lost:
             hopeless = self._lifeline.is_hopeless(time.monotonic())
-            return bool(self._stop) and not self._attempts.commands and hopeless
+            return bool(self._ending.how) and not self._attempts.commands and hopeless
         if (
             self._claims.in_flight
             or len(self._attempts)
@@ -314,12 +302,12 @@ class Worker:
             or self._outbox.due_seconds is not None
         ):
             return False
-        if self._stop:
+        if self._ending.how:
             return self._link.idle
         return self._settings.burst and self._claims.nothing_left and self._link.idle
 
     def _leave(self) -> None:
-        self._failure = self._failure or self._lifeline.lost
+        self._ending.failure = self._ending.failure or self._lifeline.lost
         self._keeper.stop()  # a heartbeat that came after the retirement would show a dead worker
         with suppress(PpssError):
             self._outbox.send()
@@ -341,52 +329,11 @@ class Worker:
         )
 
     def _claimed(self, claimed: Claimed) -> None:
-        self._attempts.opinions.others = claimed.others
+        self._verdicts.opinions.others = claimed.others
         self._intake.claimed(claimed)
 
-    def _begin_ready(self) -> None:
-        """Puts held items on free slots. Their start is on its way to Redis before the command is spawned."""
-        while batch := self._hand.deal():
-            try:
-                self._link.tell(self._calls.begin(lease) for lease, slot in batch if slot.host.is_here)
-                while batch:
-                    self._begin(*batch[0])
-                    del batch[0]
-            except (PpssError, OSError):
-                self._outbox.release([lease for lease, _ in batch])
-                for _, slot in batch:
-                    self._free_slot(slot)
-                raise
-
-    def _begin(self, lease: Lease, slot: Slot) -> None:
-        """Raises what no other item would survive either."""
-        try:
-            begun = self._attempts.begin(lease, self._runs.get(lease.run), slot, self._hand.gpus(slot))
-        except (BadInput, DirectoryMissing) as error:
-            begun = False
-            self._outbox.release([lease])
-            self._intake.leave_alone(lease.run, error)
-        if not begun:
-            self._free_slot(slot)
-        elif slot.host.is_here:
-            self._outbox.begun(lease, slot.number)
-
     def _answered(self, pid: int, answer: Mapping[str, object]) -> None:
-        self._free_slot(self._attempts.answered(pid, answer))
-
-    def _free_slot(self, slot: Slot | None) -> None:
-        if slot is not None:
-            self._intake.free(slot)
-            self._claims.item_ended()
-
-    def _send_outcomes(self) -> float:
-        due = self._outbox.due_seconds
-        if due is None:
-            return LOOK_AGAIN_SECONDS
-        if due and len(self._attempts):
-            return due
-        self._outbox.send()
-        return LOOK_AGAIN_SECONDS
+        self._dealer.take_back(self._attempts.answered(pid, answer))
 
     def _lose(self, lost: Sequence[str]) -> None:
         self._intake.lose(set(lost))
@@ -419,29 +366,23 @@ class Worker:
 
     def _on_signals(self, signals: ChildSignals, spawner: Spawner) -> None:
         for number in signals.drain():
-            self._on_signal(number)
+            self.stop(self._ending.meaning_of(number))
         exits = spawner.reap()
         for exited in exits:
-            self._free_slot(self._attempts.vacate(exited.pid))
+            self._dealer.take_back(self._attempts.vacate(exited.pid))
         try:
             if not self._lifeline.lost:
-                self._begin_ready()  # first: what is still to be done for those that ended need not keep a slot idle
+                self._dealer.deal()  # first: what is still to be done for those that ended need not keep a slot idle
         finally:
             for exited in exits:
-                self._free_slot(self._attempts.ended(exited))
-
-    def _on_signal(self, number: int) -> None:
-        if number == signal.SIGTERM:
-            self.stop(Stop.DRAIN if self._stop < Stop.DRAIN else Stop.NOW)
-        elif number in (signal.SIGINT, signal.SIGHUP):
-            self.stop(Stop.NOW if self._stop < Stop.NOW else Stop.AT_ONCE)
+                self._dealer.take_back(self._attempts.ended(exited))
 
     # Failures
 
     def _fail(self, error: Exception) -> None:
         """Something that no further item would survive: hand all back, then raise it."""
-        if self._failure is None:
-            self._failure = error
+        if self._ending.failure is None:
+            self._ending.failure = error
         self.stop(Stop.NOW)
 
     # Small things
@@ -451,5 +392,5 @@ class Worker:
 
     def _heartbeat(self) -> Call:
         """Called in the thread of the keeper."""
-        own = self._vitals.now(self._attempts, stopping=self._stop > Stop.NO)
+        own = self._vitals.now(self._attempts, stopping=self._ending.how > Stop.NO)
         return self._calls.heartbeat(own, machine_facts(self._stage))
