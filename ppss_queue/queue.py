@@ -14,9 +14,10 @@ from ppss_queue.connection import Connection
 from ppss_queue.durability import Durable, durable_over_ssh, nothing_durable
 from ppss_queue.errors import BadInput, OutOfMemory, PpssError
 from ppss_queue.keys import Keys
-from ppss_queue.model import Halt, RetryRule, RunSpec
+from ppss_queue.model import RunSpec
 from ppss_queue.replies import read_members
 from ppss_queue.resources import Resources
+from ppss_queue.rules import Halt, RetryRule
 from ppss_queue.run import Run
 from ppss_queue.server_info import check_server
 from ppss_queue.store import Counts, Store

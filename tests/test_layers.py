@@ -16,6 +16,7 @@ LAYERS = [
         "resources",
         "keys",
         "model",
+        "rules",
         "replacements",
         "config",
         "globs",

@@ -12,8 +12,9 @@ import click
 
 from ppss_queue.cli.frame import WORDS
 from ppss_queue.errors import BadInput
-from ppss_queue.model import Halt, RetryRule, RunSpec
+from ppss_queue.model import RunSpec
 from ppss_queue.resources import Resources
+from ppss_queue.rules import Halt, RetryRule
 
 if TYPE_CHECKING:
     from ppss_queue.sources import Sources

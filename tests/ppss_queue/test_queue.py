@@ -21,9 +21,10 @@ from ppss_queue.calls import Calls, read_claim
 from ppss_queue.errors import BadInput, ConnectFailed, OutOfMemory, UnknownItem, UnknownRun
 from ppss_queue.filling import BATCH_ITEMS, CALLS_IN_FLIGHT
 from ppss_queue.keys import Keys
-from ppss_queue.model import STATES, Outcome, RetryRule, RunState, State
+from ppss_queue.model import STATES, Outcome, RunState, State
 from ppss_queue.queue import _ID_CHARACTERS, Queue, connect
 from ppss_queue.resources import Resources
+from ppss_queue.rules import RetryRule
 from ppss_queue.run import Run
 from ppss_queue.store import FILLING_SECONDS
 

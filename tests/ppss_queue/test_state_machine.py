@@ -40,11 +40,12 @@ from ppss_queue.calls import Calls, read_claim, read_renewed
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
-from ppss_queue.model import Halt, Lease, Outcome, RetryRule, RunSpec, RunState, job_id, seq_of_job
+from ppss_queue.model import Lease, Outcome, RunSpec, RunState, job_id, seq_of_job
 from ppss_queue.replies import read_members
 from ppss_queue.replies import text as decoded
 from ppss_queue.resources import Resources
 from ppss_queue.rq_form import encode_item
+from ppss_queue.rules import Halt, RetryRule
 from ppss_queue.store import Store
 
 VISIBILITY_SECONDS = 1000.0

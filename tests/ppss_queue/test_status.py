@@ -13,8 +13,9 @@ from ppss_queue.calls import Calls, read_claim
 from ppss_queue.connection import Connection
 from ppss_queue.errors import UnknownItem, UnknownRun
 from ppss_queue.keys import Keys
-from ppss_queue.model import STATES, Item, ItemView, Lease, Outcome, RetryRule, RunSpec, State
+from ppss_queue.model import STATES, Item, ItemView, Lease, Outcome, RunSpec, State
 from ppss_queue.rq_form import encode_item, kept_output
+from ppss_queue.rules import RetryRule
 from ppss_queue.store import CHUNK, Store
 
 KEYS = Keys()

@@ -24,20 +24,11 @@ from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim,
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
-from ppss_queue.model import (
-    ITEM_BYTES_MAX,
-    RUN_VERSION,
-    Halt,
-    Lease,
-    Outcome,
-    RetryRule,
-    RunSpec,
-    RunState,
-    job_id,
-)
+from ppss_queue.model import ITEM_BYTES_MAX, RUN_VERSION, Lease, Outcome, RunSpec, RunState, job_id
 from ppss_queue.replies import read_members
 from ppss_queue.resources import NOTHING, Resources
 from ppss_queue.rq_form import encode_item, kept_output, read_kept_output, shown
+from ppss_queue.rules import Halt, RetryRule
 from ppss_queue.store import CHUNK, FILLING_SECONDS, Counts, Store
 
 KEYS = Keys()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from helpers import wait_until
 
-from ppss_queue.model import ItemView, RetryRule, State
+from ppss_queue.model import ItemView, State
+from ppss_queue.rules import RetryRule
 
 if TYPE_CHECKING:
     from conftest import Site

@@ -140,7 +140,7 @@ def test_smaller_items_go_on_in_front_of_a_bigger_one_but_not_for_ever(site: Sit
 
 
 def test_an_item_that_is_tried_again_gets_room_again(site: Site) -> None:
-    from ppss_queue.model import RetryRule
+    from ppss_queue.rules import RetryRule
 
     run = site.enqueue(["a"], '[ "$PPSS_ATTEMPT" = 3 ]', needs=Resources(1, 2), retry=RetryRule(2, 0.01))
     site.burst("--gpus", "1", "--cpus", "2")

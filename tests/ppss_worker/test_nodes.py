@@ -12,8 +12,8 @@ from helpers import wait_until
 
 from ppss_queue import scripts
 from ppss_queue.errors import BadInput, UnknownNode
-from ppss_queue.model import RetryRule
 from ppss_queue.node_views import NodeState, NodeView
+from ppss_queue.rules import RetryRule
 from ppss_queue.scripts import Call
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import pytest
 from helpers import wait_until
 
 from ppss_queue.errors import Unavailable
-from ppss_queue.model import Halt, RetryRule, State
+from ppss_queue.model import State
+from ppss_queue.rules import Halt, RetryRule
 
 if TYPE_CHECKING:
     from conftest import Site

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ppss_queue.model import RetryRule, State
+from ppss_queue.model import State
+from ppss_queue.rules import RetryRule
 
 if TYPE_CHECKING:
     from conftest import Site
