@@ -13,16 +13,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from hiredis import ProtocolError, Reader
 
 from ppss_queue.address import Address
 from ppss_queue.dial import CONNECT_SECONDS, Tls, dial, undelivered, would_block
-from ppss_queue.errors import ConnectFailed, PpssError, ServiceFailed, Unavailable
+from ppss_queue.errors import ConnectFailed, PpssError, Unavailable
 from ppss_queue.failures import StillLoading, connection_failure, login_failure, reply_failure
 from ppss_queue.resp import Argument, packed, pieces
+from ppss_queue.sentinels import master_of
 from ppss_queue.server_info import ServerInfo
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Connection:
     def reopen(self) -> None:
         """Replace the socket by a new one (sentinels are asked again); raises like `open`."""
         self.close()
-        address = self._master() if self.address.service else self.address
+        address = master_of(self.address, self._to_sentinel) if self.address.service else self.address
         deadline = time.monotonic() + LOADING_SECONDS
         while True:
             try:
@@ -276,23 +276,9 @@ class Connection:
                 raise
         return bool(self._replies)
 
-    def _master(self) -> Address:
-        """The master's address, from the first sentinel that knows it; raises ConnectFailed if none does."""
-        service, failures = self.address.service, []
-        for sentinel in self.address.hosts:
-            asked = Address("redis", (sentinel,), via=self.address.via)
-            try:
-                with Connection(asked, name=self._name, line=self.line) as connection:
-                    connection.reopen()
-                    found = connection.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)
-            except ServiceFailed as error:
-                failures.append(str(error))
-                continue
-            if isinstance(found, list):
-                host, port = (bytes(cast("bytes", part)).decode() for part in found)
-                return replace(self.address, scheme="redis", hosts=((host, int(port)),), service="")
-            failures.append(f"the sentinel at {asked.display()} knows no service {service!r}.")
-        raise ConnectFailed(f"no sentinel of {self.address.display()} names a master: {failures[-1]}")
+    def _to_sentinel(self, address: Address) -> Connection:
+        """Not open yet."""
+        return Connection(address, name=self._name, line=self.line)
 
     # The socket, which never blocks: all waiting is done in poll
 

@@ -26,7 +26,7 @@ LAYERS = [
     ],
     ["shell_words", "replaced_text", "program_text", "evaluated_text", "shell_lexer", "unaware_text"],
     ["address", "failures", "dial", "ssh", "resp", "lists", "walk", "server_binary"],
-    ["quoting", "command", "server", "sources", "connection", "server_info"],
+    ["quoting", "command", "server", "sources", "connection", "sentinels", "server_info"],
     ["durability", "scripts", "changes", "replies", "rq_form"],
     ["calls", "store"],
     ["status", "broker", "filling", "node_views"],
