@@ -130,17 +130,13 @@ local function take(run, limit, max_lost, visibility, doubts, count)
   local jobs = {}
   for _, job in ipairs(reap(run, limit, max_lost, visibility)) do
     if doubts[job] then
-      redis.call('HSET', job_key(job), 'status', 'queued')
-      redis.call('LPUSH', queue_key(run), job)
+      put_first(run, job)
     else
       jobs[#jobs + 1] = job
     end
   end
   if redis.call('HGET', run_key(run), 'state') ~= 'open' then -- halted by those that were lost too often
-    for index = #jobs, 1, -1 do
-      redis.call('HSET', job_key(jobs[index]), 'status', 'queued')
-      redis.call('LPUSH', queue_key(run), jobs[index])
-    end
+    for index = #jobs, 1, -1 do put_first(run, jobs[index]) end
     return {}
   end
   if #jobs < limit then take_due(run, limit - #jobs, jobs) end

@@ -341,3 +341,24 @@ local function worker_idle(worker)
     redis.call('HSET', key, 'state', 'idle')
   end
 end
+
+-- Makes an item ready, as the next one to be taken.
+local function put_first(run, job)
+  redis.call('HSET', job_key(job), 'status', 'queued')
+  redis.call('LPUSH', queue_key(run), job)
+end
+
+-- Puts items whose leases a worker gives up to the front of the ready list, in the order given; how many.
+-- `arguments`: run, worker, member...; `ends(run, member)` ends a lease, and tells whether the item is to be ready.
+local function hand_back(arguments, ends)
+  local run, count = arguments[1], 0
+  for index = #arguments, 3, -1 do
+    if ends(run, arguments[index]) then
+      put_first(run, (split_member(arguments[index])))
+      count = count + 1
+    end
+  end
+  worker_idle(arguments[2])
+  settle(run)
+  return count
+end
