@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -17,3 +23,24 @@ def wait_until(condition: Callable[[], T], what: str, timeout_seconds: float = 2
             raise AssertionError(f"waited {timeout_seconds:g} s in vain for: {what}")
         time.sleep(0.005)
     return value
+
+
+def missing(what: str) -> NoReturn:
+    """Skips the test for want of this, but in CI, where nothing may be wanting."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {what}")
+    pytest.skip(f"there is no {what}")
+
+
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[None]:
+    """A file system of its own in this directory, with options as for mount's `-o`."""
+    place.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing(f"file system that can be mounted ({done.stderr.strip()})")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 from redis import Redis
 from rq_view import (
     FROZEN_STATES,
@@ -216,9 +215,7 @@ def browser(tmp_path: Path) -> Callable[[str], str]:
     """Gives the DOM of a page after its scripts ran for three seconds of its own time."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("CI must have chromium: apt-get install chromium")
-        pytest.skip("there is no chromium: apt-get install chromium")
+        missing("chromium: apt-get install chromium")
 
     def dom(url: str) -> str:
         flags = (

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 from hosts.lab import Host, Lab
 from hosts.ssh import URL, at_terminal, enqueue, logins, pids, ppss, restart_sshd
 
@@ -98,7 +98,7 @@ def test_a_redis_behind_the_host_may_talk_tls(lab: Lab) -> None:
     """Its certificate is checked on the node; files go by SFTP."""
     master, n1 = lab.master, lab["n1"]
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
+        missing("openssl to make a certificate with")
     master.run([*_MAKE_CERTIFICATE.split(), "-addext", "subjectAltName=IP:127.0.0.1"])
     program = shutil.which("redis-server") or ""
     options = "--tls-port 7443 --port 0 --tls-auth-clients no --tls-cert-file cert --tls-key-file key"
@@ -107,7 +107,7 @@ def test_a_redis_behind_the_host_may_talk_tls(lab: Lab) -> None:
         lambda: ":7443 " in master.run(["ss", "-ltn"]).stdout or server.poll() is not None, "it listens"
     )
     if server.poll() is not None:
-        pytest.skip("no redis-server with TLS on PATH (apt-get install redis-server)")
+        missing("redis-server with TLS on PATH (apt-get install redis-server)")
     certificate = master.read("cert")
     redis = "rediss://127.0.0.1:7443"
     trusting = {"SSL_CERT_FILE": "cert"}

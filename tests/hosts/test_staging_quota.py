@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 import pytest
+from helpers import missing
 from hosts.lab import Host, Lab
 from hosts.staged import Staged
 
@@ -20,11 +20,10 @@ chown ppss "$1" && btrfs quota enable "$1" && btrfs qgroup limit "$2" "$1"
 def _limited(host: Host, directory: str, limit: str) -> None:
     """Mounts a disk there that has much room, of which so little may be used. Of all file systems btrfs needs least."""
     if shutil.which("mkfs.btrfs") is None:
-        reason = "no disk with a quota can be made: apt-get install btrfs-progs"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+        missing("mkfs.btrfs: apt-get install btrfs-progs")
     done = host.run(["sh", "-c", _MOUNT, "sh", directory, limit], user="root", check=False)
     if done.returncode:
-        pytest.skip(f"this kernel gives a host no disk with a quota: {done.stderr.strip()}")
+        missing(f"kernel that gives a host a disk with a quota ({done.stderr.strip()})")
 
 
 @pytest.mark.parametrize(

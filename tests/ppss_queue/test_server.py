@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import mounted, wait_until
 
 from ppss_queue import server
 from ppss_queue.errors import BadInput, ConnectFailed, MachineFailed
@@ -124,22 +124,12 @@ def program(directory: Path, script: str) -> str:
 @contextmanager
 def small_disk(place: ServerPlace, size: str) -> Iterator[None]:
     """A file system of its own for the server."""
-    directory = place.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", directory],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk here: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        (directory / "filler").unlink(missing_ok=True)
-        server.stop(place)
-        subprocess.run(["umount", directory], check=True)
+    with mounted(place.directory, f"size={size},mode=700"):
+        try:
+            yield
+        finally:
+            (place.directory / "filler").unlink(missing_ok=True)
+            server.stop(place)
 
 
 def fill(path: Path) -> None:

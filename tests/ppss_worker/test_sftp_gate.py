@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import missing, mounted, wait_until
 from ppss_worker.disk import OwnDisk
 from ppss_worker.fetching import Fetch, Fetching
 from ppss_worker.file_gate import FileGate, QueueRuns
@@ -124,12 +124,8 @@ class _Master:
 
 
 def _sftp_server() -> str:
-    for path in _SERVERS:
-        if os.path.exists(path):
-            return path
-    if os.environ.get("CI"):
-        pytest.fail("CI must have sftp-server (openssh-sftp-server)")
-    pytest.skip("NOT TESTED: files over SFTP, since sftp-server is not installed (openssh-sftp-server)")
+    found = next((path for path in _SERVERS if os.path.exists(path)), None)
+    return found or missing("sftp-server (openssh-sftp-server): files over SFTP are NOT TESTED")
 
 
 @pytest.fixture(params=["gate", "sftp"])
@@ -596,16 +592,11 @@ def test_a_run_without_outputs_or_that_is_gone_is_told(master: _Master) -> None:
     assert "zzzz" in str(node.made()["failed"])
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to mount a small file system")
 def test_a_full_disk_is_the_masters_failure_and_goes_on_when_there_is_room(
     master: _Master, tmp_path: Path
 ) -> None:
     master.make_run()
-    master.output.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", master.output], check=False)
-    if mount.returncode:
-        pytest.skip("can't mount a small file system here")
-    try:
+    with mounted(master.output, "size=1m"):
         node = _Node(master)
         node.make("5-ab")
         node.send(
@@ -628,18 +619,12 @@ def test_a_full_disk_is_the_masters_failure_and_goes_on_when_there_is_room(
         assert node.upload("6-ab", a="1") == {"outputs": ["a"]}
         assert node.publish("6-ab") == {"published": 1}
         node.hang_up()
-    finally:
         master.close()
-        subprocess.run(["umount", "-l", master.output], check=True)
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to mount a small file system")
 def test_a_mount_below_the_output_directory_is_refused(master: _Master) -> None:
     master.make_run()
-    (master.output / "d").mkdir(parents=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", master.output / "d"], check=False).returncode:
-        pytest.skip("can't mount a small file system here")
-    try:
+    with mounted(master.output / "d", "size=1m"):
         node = _Node(master)
         node.upload("5-ab", subdirectory="d", a="1")
         assert node.publish("5-ab") == {
@@ -647,8 +632,6 @@ def test_a_mount_below_the_output_directory_is_refused(master: _Master) -> None:
             "kind": "refused",
         }
         node.hang_up()
-    finally:
-        subprocess.run(["umount", "-l", master.output / "d"], check=True)
 
 
 # The fence

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import mounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppss_worker.publishing import Attempt, OutputRefused
@@ -108,22 +109,6 @@ def _ordinary_user() -> Iterator[Path]:
             os.setresuid(0, 0, 0)
         subprocess.run(["chmod", "-R", "u+rwx", top], check=True)
         shutil.rmtree(top)
-
-
-@contextmanager
-def _mounted(place: Path, options: str) -> Iterator[None]:
-    if not _IS_ROOT:
-        pytest.skip("needs root, to mount a small file system")
-    place.mkdir(parents=True, exist_ok=True)
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
-    )
-    if mount.returncode:
-        pytest.skip(f"can't mount a small file system here: {mount.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
 
 
 def _use_up_inodes(directory: Path) -> list[Path]:
@@ -967,7 +952,7 @@ def test_two_items_that_make_the_same_directories_at_any_step_of_each_other_merg
 
 
 def test_a_full_disk_is_the_machines_failure_and_publishing_again_completes(tmp_path: Path) -> None:
-    with _mounted(tmp_path / "disk", "size=256k,nr_inodes=30"):
+    with mounted(tmp_path / "disk", "size=256k,nr_inodes=30"):
         disk = tmp_path / "disk"
         staging = Staging(os.fspath(disk / "out"), "k3v9")
         staging.prepare()
@@ -998,7 +983,7 @@ def test_a_full_disk_is_the_machines_failure_and_publishing_again_completes(tmp_
 
 
 def test_a_disk_that_became_read_only_is_the_machines_failure(tmp_path: Path) -> None:
-    with _mounted(tmp_path / "disk", "size=256k"):
+    with mounted(tmp_path / "disk", "size=256k"):
         staging = Staging(os.fspath(tmp_path / "disk"), "k3v9")
         staging.prepare()
         attempt = staging.scratch(1, "1-a", "")
@@ -1016,7 +1001,7 @@ def test_a_disk_that_became_read_only_is_the_machines_failure(tmp_path: Path) ->
 def test_a_file_system_mounted_below_the_output_directory_is_refused(
     staging: Staging, output: Path, subdirectory: str
 ) -> None:
-    with _mounted(output / "m", "size=64k"):
+    with mounted(output / "m", "size=64k"):
         attempt = staging.scratch(1, "1-a", subdirectory)
         _write(attempt, a="1")
         if not subdirectory:
@@ -1028,13 +1013,13 @@ def test_a_file_system_mounted_below_the_output_directory_is_refused(
 def test_what_the_command_mounted_in_its_scratch_is_not_emptied(staging: Staging, output: Path) -> None:
     attempt = staging.scratch(1, "1-a", "")
     for place in ("mnt", "deep/mnt"):
-        mounted = Path(attempt.directory, place)
-        with _mounted(mounted, "size=64k"):
-            (mounted / "precious").write_text("keep")
+        disk = Path(attempt.directory, place)
+        with mounted(disk, "size=64k"):
+            (disk / "precious").write_text("keep")
             with pytest.raises(OutputRefused, match="another file system is mounted there"):
                 _publish(attempt)
             attempt.discard()
-            assert (mounted / "precious").read_text() == "keep"
+            assert (disk / "precious").read_text() == "keep"
             os.makedirs(attempt.directory, exist_ok=True)
 
 

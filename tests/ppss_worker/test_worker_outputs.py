@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers import mounted
 
 from ppss_queue.model import State
 from ppss_queue.rules import RetryRule
@@ -176,15 +176,9 @@ def test_items_whose_output_exists_are_skipped_if_asked_for(site: Site) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system for 256 KiB in 16 files and directories."""
-    if os.getuid() or shutil.which("mount") is None:
-        pytest.skip("mounting a file system takes root")
     place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=16", "ppss", place]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with mounted(place, "size=256k,nr_inodes=16"):
+        yield place
 
 
 def test_a_full_disk_ends_the_worker_and_the_item_goes_back(site: Site, small_disk: Path) -> None:

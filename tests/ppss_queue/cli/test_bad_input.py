@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 
 if TYPE_CHECKING:
     from conftest import Ppss
@@ -270,7 +270,7 @@ def powerless() -> list[str]:
     if os.getuid():
         return []
     if not shutil.which("setpriv"):
-        pytest.skip("root reads everything, and there is no setpriv to give that up")
+        missing("setpriv, with which root gives up that it reads everything")
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
@@ -538,7 +538,7 @@ def tmpfs() -> list[str]:
         [*program, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False
     )
     if probe.returncode:
-        pytest.skip(f"no file system can be mounted here: {probe.stderr.strip()}")
+        missing(f"file system that can be mounted ({probe.stderr.strip()})")
     return program
 
 

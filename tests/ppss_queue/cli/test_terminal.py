@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 
 from ppss_queue.queue import connect
 
@@ -78,9 +78,7 @@ class Terminal:
 @pytest.fixture
 def terminal(ppss: Ppss) -> Iterator[Terminal]:
     if not shutil.which("tmux"):
-        if os.environ.get("CI"):
-            pytest.fail("CI must have tmux")
-        pytest.skip("there is no tmux")
+        missing("tmux")
     with tempfile.TemporaryDirectory(prefix="t") as directory:  # short: it holds a socket
         terminal = Terminal(ppss, Path(directory))
         yield terminal
