@@ -34,12 +34,13 @@ _PAUSE_SECONDS = 0.05
 _PAUSE_AT_MOST_SECONDS = 3.0
 _NOISE_BYTES = 64 * 1024
 """What login scripts may print before the agent greets."""
-_PROGRAM = Path(__file__).with_name("node_agent.sh")
+_PARTS = ("node_agent.sh", "node_guard.sh")
 
 
 def program() -> bytes:
     """What bash on the node is given, without its comments: it reads byte by byte."""
-    return re.sub(rb"(?m)^ *#.*\n", b"", _PROGRAM.read_bytes())
+    text = b"".join(Path(__file__).with_name(part).read_bytes() for part in _PARTS)
+    return re.sub(rb"(?m)^ *#.*\n", b"", text)
 
 
 class Session:
