@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from helpers import wait_until
@@ -105,53 +106,55 @@ def test_outputs_wait_on_the_node_until_the_master_can_take_them(lab: Lab, troub
     assert staged.begun == {(name, "n1"): 1 for name in "abc"}
 
 
+def _kept_out(lab: Lab) -> tuple[Staged, Callable[[], object]]:
+    """An item for whose output the master has no room, and what makes room there."""
+    make, _, mend = (text.replace("OUT", f"{lab.share}/out") for text in _TROUBLES["full"])
+    staged = Staged(lab, {"a": 600_000})
+    lab.master.run(["sh", "-c", f"mkdir {staged.out} && {make}"], user="root")
+    return staged, lambda: lab.master.run(["sh", "-c", mend], user="root")
+
+
 def test_a_worker_that_drains_says_which_disk_of_the_master_it_waits_for(lab: Lab) -> None:
     """It waits on, since nobody wants to lose the outputs, until it is told again."""
-    n1, n2, master = lab["n1"], lab["n2"], lab.master
-    make, sentence, mend = (text.replace("OUT", f"{lab.share}/out") for text in _TROUBLES["full"])
-    staged = Staged(lab, {"a": 600_000})
-    master.run(["sh", "-c", f"mkdir {staged.out} && {make}"], user="root")
+    n1, n2 = lab["n1"], lab["n2"]
+    staged, make_room = _kept_out(lab)
     worker = staged.worker(n1)
     staged.begins("a", n1)
     worker.signal("TERM")
     worker.says("told to stop, but the outputs of 1 item are not home yet: can't write in output directory")
     told = next(line for line in worker.said.splitlines() if "told to stop" in line)
-    assert sentence in told
+    assert "No space left on device" in told
     assert told.endswith("Told again (SIGTERM, Ctrl-C), this worker hands back what is not home, and ends.")
     assert staged.counts() == {"leased": 1}
     worker.signal("TERM")
     assert worker.end("INT") == 130, worker.said
     assert worker.said.count("told to stop") == 1
     assert staged.counts() == {"ready": 1}
-    master.run(["sh", "-c", mend], user="root")
+    make_room()
     staged.worker(n2)
     assert staged.finish() == {"a": "n2"}
 
 
 def test_a_worker_that_drains_ends_when_the_master_has_room_again(lab: Lab) -> None:
-    n1, master = lab["n1"], lab.master
-    make, _, mend = (text.replace("OUT", f"{lab.share}/out") for text in _TROUBLES["full"])
-    staged = Staged(lab, {"a": 600_000})
-    master.run(["sh", "-c", f"mkdir {staged.out} && {make}"], user="root")
+    n1 = lab["n1"]
+    staged, make_room = _kept_out(lab)
     worker = staged.worker(n1)
     staged.begins("a", n1)
     worker.signal("TERM")
     worker.says("told to stop")
-    master.run(["sh", "-c", mend], user="root")
+    make_room()
     assert worker.end() == 0, worker.said
     assert staged.finish() == {"a": "n1"}
     assert staged.begun == {("a", "n1"): 1}
 
 
 def test_a_worker_that_is_to_stop_now_waits_for_no_disk_of_the_master(lab: Lab) -> None:
-    n1, n2, master = lab["n1"], lab["n2"], lab.master
-    make, sentence, mend = (text.replace("OUT", f"{lab.share}/out") for text in _TROUBLES["full"])
-    staged = Staged(lab, {"a": 600_000})
-    master.run(["sh", "-c", f"mkdir {staged.out} && {make}"], user="root")
+    n1, n2 = lab["n1"], lab["n2"]
+    staged, make_room = _kept_out(lab)
     worker = staged.worker(n1)
-    worker.says(sentence)
+    worker.says("No space left on device")
     assert worker.end("INT") == 130, worker.said
     assert staged.counts() == {"ready": 1}
-    master.run(["sh", "-c", mend], user="root")
+    make_room()
     staged.worker(n2)
     assert staged.finish() == {"a": "n2"}

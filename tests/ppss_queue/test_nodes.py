@@ -55,6 +55,14 @@ class Nodes:
         call = self.calls(worker).doubt(lease, outcome, 0.0, in_a_row=in_a_row, proven=proven)
         return scripts.run(self.queue.connection, call) == 1
 
+    def doubt_first(self, count: int, items: str, *, line: str = "") -> None:
+        """Nodes a and b are there, and the first items of a run failed on a: b is to try them."""
+        self.queue.enqueue([*items], command="true")
+        self.beat("a.1")
+        self.beat("b.1")
+        for lease in self.claim("a.1", count):
+            self.doubt("a.1", lease, line=line)
+
     def ack(self, worker: str, *leases: Lease) -> None:
         ended = [(lease, Outcome(exit_code=0), b"") for lease in leases]
         assert scripts.run(self.queue.connection, self.calls(worker).ack(leases[0].run, ended)) == []
@@ -214,11 +222,7 @@ def test_an_item_goes_only_to_a_node_that_takes_items_of_its_run(
 
 
 def test_a_node_with_three_items_in_doubt_gets_no_more_and_others_get_these_first(nodes: Nodes) -> None:
-    nodes.queue.enqueue([*"123456789"], command="true")
-    nodes.beat("a.1")
-    nodes.beat("b.1")
-    for lease in nodes.claim("a.1", 2):
-        nodes.doubt("a.1", lease)
+    nodes.doubt_first(2, "123456789")
     (lease,) = nodes.claim("a.1")
     assert lease.item.seq == 3, "it gets others"
     nodes.doubt("a.1", lease)
@@ -228,21 +232,13 @@ def test_a_node_with_three_items_in_doubt_gets_no_more_and_others_get_these_firs
 
 
 def test_items_that_are_passed_over_keep_their_order(nodes: Nodes) -> None:
-    nodes.queue.enqueue([*"12345678"], command="true")
-    nodes.beat("a.1")
-    nodes.beat("b.1")
-    for lease in nodes.claim("a.1", 2):
-        nodes.doubt("a.1", lease)
+    nodes.doubt_first(2, "12345678")
     assert [lease.item.seq for lease in nodes.claim("a.1", 2)] == [3, 4]
     assert [lease.item.seq for lease in nodes.claim("b.1", 9)] == [2, 1, 5, 6, 7, 8]
 
 
 def test_the_last_node_is_not_quarantined_but_told_of_and_resume_forgets_it(nodes: Nodes) -> None:
-    nodes.queue.enqueue([*"123"], command="true")
-    nodes.beat("a.1")
-    nodes.beat("b.1")
-    for lease in nodes.claim("a.1", 3):
-        nodes.doubt("a.1", lease, line="no such program: x\udc80")
+    nodes.doubt_first(3, "123", line="no such program: x\udc80")
     leases = nodes.claim("b.1", 3)
     nodes.queue.node("b").pause()
     nodes.ack("b.1", *leases)
@@ -255,11 +251,7 @@ def test_the_last_node_is_not_quarantined_but_told_of_and_resume_forgets_it(node
 
 
 def test_a_quarantine_ends_when_the_others_are_gone(nodes: Nodes) -> None:
-    nodes.queue.enqueue([*"1234"], command="true")
-    nodes.beat("a.1")
-    nodes.beat("b.1")
-    for lease in nodes.claim("a.1", 3):
-        nodes.doubt("a.1", lease)
+    nodes.doubt_first(3, "1234")
     nodes.ack("b.1", *nodes.claim("b.1", 3))
     assert nodes.beat("a.1").paused.startswith("quarantined: 3 items failed here (exit 127)")
     assert nodes.claim("a.1") == ()
