@@ -10,7 +10,6 @@ from ppss_queue.errors import ConnectFailed
 from ppss_queue.ssh import failures
 from ppss_queue.ssh.line import Line
 
-_LOST = (paramiko.SSHException, EOFError, OSError)
 _PIECE_BYTES = 8 * 1024 * 1024
 """More than the window of a channel: paramiko moves all that it has left each time when it is asked for less."""
 _COMPLAINT_BYTES = 4096
@@ -36,12 +35,12 @@ class RemoteCommand:
         """To its stdin; waits while it does not read. Raises ConnectFailed if it is over, or the connection lost."""
         try:
             self._channel.sendall(data)
-        except _LOST as error:
+        except failures.LOST as error:
             raise self._lost(error) from None
 
     def end_input(self) -> None:
         """It sees the end of its stdin."""
-        with suppress(*_LOST):
+        with suppress(*failures.LOST):
             self._channel.shutdown_write()
 
     def read(self, timeout_seconds: float | None = None) -> bytes:
@@ -49,7 +48,7 @@ class RemoteCommand:
         self._channel.settimeout(timeout_seconds)
         try:
             return self._channel.recv(_PIECE_BYTES)
-        except _LOST as error:
+        except failures.LOST as error:
             raise self._lost(error) from None
         finally:
             self._channel.settimeout(None)
@@ -76,7 +75,7 @@ class RemoteCommand:
     @property
     def last_complaint(self) -> str:
         """The last line on its stderr."""
-        with suppress(*_LOST):
+        with suppress(*failures.LOST):
             self.take()
         lines = self._complaint.decode("utf-8", "replace").split("\n")
         return next(
@@ -85,7 +84,7 @@ class RemoteCommand:
 
     def close(self) -> None:
         """Ends the channel, not the command."""
-        with suppress(*_LOST):
+        with suppress(*failures.LOST):
             self._channel.close()
 
     def _lost(self, error: Exception) -> ConnectFailed:

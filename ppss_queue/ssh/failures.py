@@ -6,9 +6,14 @@ import re
 import socket
 from collections.abc import Sequence
 
+import paramiko
+
 from ppss_queue.errors import ConnectFailed, ExitCode
 from ppss_queue.ssh.known_hosts import Entry, HostKey, Verdict
 from ppss_queue.ssh.target import Target
+
+LOST = (paramiko.SSHException, EOFError, OSError)
+"""What using a connection raises that is lost."""
 
 
 class SshRefused(ConnectFailed):

@@ -54,8 +54,7 @@ class Line:
 
         Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
         """
-        import paramiko
-
+        from ppss_queue.ssh.failures import LOST
         from ppss_queue.ssh.greeting import await_hello
         from ppss_queue.ssh.hello import remote_command
 
@@ -64,7 +63,7 @@ class Line:
             self._execute(channel, remote_command(service))
             await_hello(channel, service, self.target)
             channel.settimeout(None)
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except LOST as error:
             raise self._lost(channel.get_transport(), error) from None
         except BaseException:
             self.hang_up(channel)
@@ -91,14 +90,12 @@ class Line:
 
     def open_sftp(self) -> paramiko.Channel:
         """A channel to the SFTP server of sshd. Raises ConnectFailed, BadInput."""
-        import paramiko
-
-        from ppss_queue.ssh.failures import SshRefused
+        from ppss_queue.ssh.failures import LOST, SshRefused
 
         channel = self._channel("session", None)
         try:
             channel.invoke_subsystem("sftp")
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except LOST as error:
             if not channel.get_transport().is_active():
                 raise self._lost(channel.get_transport(), error) from None
             self.hang_up(channel)
@@ -125,9 +122,9 @@ class Line:
 
     def hang_up(self, channel: paramiko.Channel) -> None:
         """Close a channel; that the connection may be lost meanwhile matters to nobody."""
-        import paramiko
+        from ppss_queue.ssh.failures import LOST
 
-        with suppress(paramiko.SSHException, EOFError, OSError):
+        with suppress(*LOST):
             channel.close()
 
     def close(self) -> None:
@@ -175,9 +172,7 @@ class Line:
             return self._session.transport
 
     def _log_in(self) -> Session:
-        import paramiko
-
-        from ppss_queue.ssh.failures import lost, told
+        from ppss_queue.ssh.failures import LOST, lost, told
         from ppss_queue.ssh.identities import Identities
         from ppss_queue.ssh.login import log_in
 
@@ -185,7 +180,7 @@ class Line:
             self._identities = Identities(self.target)
         try:
             session = log_in(self.target, self._identities, accept_new=self._accept_new)
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except LOST as error:
             raise lost(self.target, told(error)) from None
         except PpssError as error:
             if not self._worked or isinstance(error, ConnectFailed):
@@ -204,6 +199,8 @@ class Line:
         """`transport`: one of before; None: the living one."""
         import paramiko
 
+        from ppss_queue.ssh.failures import LOST
+
         transport = transport or self._transport()
         try:
             with self._opening:  # paramiko mixes up the refusals of several threads
@@ -212,18 +209,16 @@ class Line:
                 return transport.open_channel(kind, destination, ("127.0.0.1", 0), timeout=_OPEN_SECONDS)
         except paramiko.ChannelException as error:
             raise self._refused(error.code, error.text, destination) from None
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except LOST as error:
             raise self._lost(transport, error) from None
 
     def _execute(self, channel: paramiko.Channel, command: str) -> None:
-        import paramiko
-
-        from ppss_queue.ssh.failures import SshRefused
+        from ppss_queue.ssh.failures import LOST, SshRefused
 
         transport = channel.get_transport()
         try:
             channel.exec_command(command)
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except LOST as error:
             if transport.is_active():
                 raise SshRefused(
                     f"sshd of {self.target.host} runs no commands for user '{self.target.user}' (ForceCommand, "

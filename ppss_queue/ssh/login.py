@@ -129,7 +129,7 @@ def _shake_hands(
             asked = "/".join(HostKey(kind, b"").short_kind for kind in wanted)
             other = known.other(target.key_names) if known else None
             raise _NoSuchKey(str(failures.changed_key(f"it has no {asked} key", other, target))) from None
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except failures.LOST as error:
             raise failures.not_ssh(error, target) from None
     except BaseException:
         session.close()
@@ -161,7 +161,7 @@ def _reach(
         channel = session.transport.open_channel(
             "direct-tcpip", (target.host, target.port), ("127.0.0.1", 0), timeout=LOGIN_SECONDS
         )
-    except (paramiko.SSHException, EOFError, OSError) as error:
+    except failures.LOST as error:
         session.close()
         reason = error.text if isinstance(error, paramiko.ChannelException) else str(error)
         raise failures.not_reached(OSError(0, f"from {hop.given.display()}: {reason}"), target) from None
@@ -197,7 +197,7 @@ def _authenticate(transport: paramiko.Transport, target: Target, identities: Ide
                 f"{target.host} takes no keys from user '{target.user}', only {', '.join(error.allowed_types)}. "
                 "Allow them in its sshd_config (PubkeyAuthentication), or correct the user."
             ) from None
-        except (paramiko.SSHException, EOFError, OSError, ValueError) as error:
+        except (*failures.LOST, ValueError) as error:
             if not transport.is_active():
                 if "timeout" in str(error).lower():
                     raise failures.not_reached(TimeoutError(), target) from None
@@ -220,7 +220,7 @@ def _keep_asking(transport: paramiko.Transport) -> None:
     leave_signals_alone()
     pause = threading.Event()
     while transport.is_active():
-        with suppress(paramiko.SSHException, EOFError, OSError):
+        with suppress(*failures.LOST):
             transport.global_request("keepalive@openssh.com", wait=True)  # no server knows it: it says no
         pause.wait(ASK_SECONDS)
 

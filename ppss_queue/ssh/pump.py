@@ -9,11 +9,10 @@ from contextlib import suppress
 
 import paramiko
 
+from ppss_queue.ssh.failures import LOST
 from ppss_queue.ssh.wire import leave_signals_alone
 
 _PIECE_BYTES = 64 * 1024
-_GONE = (OSError, EOFError, paramiko.SSHException)
-"""What a channel raises that is lost."""
 
 
 def as_socket(channel: paramiko.Channel) -> socket.socket:
@@ -39,7 +38,7 @@ def join(ours: socket.socket, channel: paramiko.Channel) -> None:
 def _to_channel(ours: socket.socket, channel: paramiko.Channel, inward: threading.Thread) -> None:
     """Closes the socket once the other thread has let go of it."""
     leave_signals_alone()
-    with suppress(*_GONE):
+    with suppress(*LOST):
         while data := ours.recv(_PIECE_BYTES):
             channel.sendall(data)
         channel.shutdown_write()
@@ -51,7 +50,7 @@ def _to_channel(ours: socket.socket, channel: paramiko.Channel, inward: threadin
 
 def _from_channel(ours: socket.socket, channel: paramiko.Channel) -> None:
     leave_signals_alone()
-    with suppress(*_GONE):
+    with suppress(*LOST):
         while data := channel.recv(_PIECE_BYTES):
             ours.sendall(data)
     _end(ours, channel)
@@ -61,7 +60,7 @@ def _end(ours: socket.socket, channel: paramiko.Channel) -> None:
     """Wakes up the other thread, whatever it waits for."""
     with suppress(OSError):
         ours.shutdown(socket.SHUT_RDWR)
-    with suppress(*_GONE):
+    with suppress(*LOST):
         channel.close()
 
 

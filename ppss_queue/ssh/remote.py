@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import paramiko
 
-from ppss_queue.ssh.failures import lost, told
+from ppss_queue.ssh.failures import LOST, lost, told
 from ppss_queue.ssh.line import Line
 
 _BOOT = 'exec bash -c \'IFS= read -r -d "" s; eval "$s"\''
@@ -78,16 +78,14 @@ def _session(line: Line) -> Iterator[paramiko.Channel]:
         yield channel
     except TimeoutError:
         raise
-    except (paramiko.SSHException, EOFError, OSError) as error:
+    except LOST as error:
         raise lost(line.target, told(error)) from None
     finally:
         line.hang_up(channel)
 
 
 def _send(channel: paramiko.Channel, script: str, stdin: Iterable[bytes]) -> None:
-    with suppress(
-        paramiko.SSHException, OSError, EOFError
-    ):  # it ended before it read all; its exit code tells
+    with suppress(*LOST):  # it ended before it read all; its exit code tells
         channel.sendall(script.encode(errors="surrogateescape") + b"\0")
         for piece in stdin:
             channel.sendall(piece)
@@ -95,6 +93,6 @@ def _send(channel: paramiko.Channel, script: str, stdin: Iterable[bytes]) -> Non
 
 
 def _collect(channel: paramiko.Channel, pieces: list[bytes]) -> None:
-    with suppress(paramiko.SSHException, OSError, EOFError):
+    with suppress(*LOST):
         while piece := channel.recv_stderr(_PIECE_BYTES):
             pieces.append(piece)
