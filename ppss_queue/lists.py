@@ -15,8 +15,8 @@ from ppss_queue.errors import BadInput
 from ppss_queue.notes import Notes
 
 _CHUNK_BYTES = 1 << 20
-# Linux refuses an environment string above 128 KiB (MAX_ARG_STRLEN), its name and closing NUL included.
-_MAX_ITEM_BYTES = (128 << 10) - len("PPSS_ITEM=") - 1
+ITEM_BYTES_MAX = (128 << 10) - len("PPSS_ITEM=") - 1
+"""Linux refuses an environment string above 128 KiB (MAX_ARG_STRLEN), its name and closing NUL included."""
 
 
 def stdin_records(stdin: BinaryIO | None, delimiter: bytes, notes: Notes) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _records(read: Callable[[int], bytes], delimiter: bytes, label: str, notes: 
 
 
 def _refuse_faults(parts: list[bytes], first: int, delimiter: bytes, label: str) -> None:
-    if max(map(len, parts)) <= _MAX_ITEM_BYTES and not any(b"\0" in part for part in parts):
+    if max(map(len, parts)) <= ITEM_BYTES_MAX and not any(b"\0" in part for part in parts):
         return
     unit = "line" if delimiter == b"\n" else "item"
     for number, part in enumerate(parts, first):
@@ -80,6 +80,6 @@ def fault_of(item: bytes) -> str:
     """Why no command can be given this item, with the item as its subject; "" if one can."""
     if b"\0" in item:
         return "holds a NUL byte, which no command can be given"
-    if len(item) > _MAX_ITEM_BYTES:
-        return f"is longer than the {_MAX_ITEM_BYTES:,} bytes that a command can be given"
+    if len(item) > ITEM_BYTES_MAX:
+        return f"is longer than the {ITEM_BYTES_MAX:,} bytes that a command can be given"
     return ""

@@ -19,9 +19,6 @@ from ppss_queue.rules import NO_RETRY, Halt, RetryRule
 RUN_VERSION = 2
 """The highest version of a run that this PPSS can run; `RunSpec.version` is what it writes."""
 
-ITEM_BYTES_MAX = 128 * 1024 - 16
-"""Longest item: Linux passes at most 128 KiB in one argument or `NAME=value` (MAX_ARG_STRLEN)."""
-
 
 class State(StrEnum):
     """Where an item is. Every item of a run is in exactly one of these."""

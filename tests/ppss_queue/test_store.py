@@ -24,7 +24,8 @@ from ppss_queue.calls import WORKER_SILENCE_SECONDS, Calls, Claimed, read_claim,
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.errors import BadInput, ConnectFailed, ForeignData, NewerVersion, OutOfMemory, UnknownRun
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, Keys
-from ppss_queue.model import ITEM_BYTES_MAX, RUN_VERSION, Lease, Outcome, RunSpec, RunState, job_id
+from ppss_queue.lists import ITEM_BYTES_MAX
+from ppss_queue.model import RUN_VERSION, Lease, Outcome, RunSpec, RunState, job_id
 from ppss_queue.replies import read_members
 from ppss_queue.resources import NOTHING, Resources
 from ppss_queue.rq_form import encode_item, kept_output, read_kept_output, shown
