@@ -157,12 +157,10 @@ def test_what_a_worker_offers_can_be_said_by_variables_and_a_run_without_needs_o
     ppss.environment["PPSS_NODE_MEM"] = "5K"
     (worker,) = workers()
     assert worker.offer == Resources(1, 0, 5120)
-    process = ppss.start("run", "-q", "--", "sleep", "100", stdin=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write("x\n")
-    process.stdin.close()
+    (ppss.directory / "names").mkdir()
+    (ppss.directory / "names" / "x").touch()
+    process = ppss.start("run", "-q", "names", "-c", 'test "$ITEM"; sleep 100')
     with connect(ppss.environment["PPSS_URL"]) as queue:
         wait_until(lambda: len(queue.workers()) == 2, "both are there")
         assert NOTHING in [view.offer for view in queue.workers()], "a run without needs looks for nothing"
-    process.stdin = None
     end(process, signal.SIGINT)
