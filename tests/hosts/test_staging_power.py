@@ -49,7 +49,9 @@ def test_another_node_finishes_after_a_power_cut(lab: Lab, moment: str, way: str
     staged.finish()
 
 
-_KILL_LOGINS_AT = 'until [ -e "$1" ]; do sleep 0.002; done; pkill -KILL -f "^sshd: ppss"'
+_KILL_LOGINS_AT = (
+    'logins=$(pgrep -f "^sshd: ppss"); until [ -e "$1" ]; do sleep 0.002; done; kill -KILL $logins'
+)
 
 
 @pytest.mark.parametrize(
