@@ -19,6 +19,8 @@ SILENT_SECONDS = 20.0
 ASK_SECONDS = 5.0
 """How often it is asked."""
 _COUNTED_SECONDS = 1.0
+_AHEAD_BYTES = 64 * 1024
+"""Read at once: paramiko asks twice for each packet, for its first bytes and for the rest."""
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP)
 """Python ignores the first two; whoever starts a worker in the background, the others."""
 _SILENCE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
@@ -42,20 +44,18 @@ class Wire:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        self._ahead = b""
+        self._at = 0
+        """How much of it was asked for."""
         self.silent_seconds = 0.0
         self._closed = False  # paramiko asks sockets for it
 
     def recv(self, count: int, /) -> bytes:
         """Raises TimeoutError, as a socket does, and ConnectionError after too long a silence."""
-        began = time.monotonic()
-        try:
-            data = self._stream.recv(count)
-        except TimeoutError:
-            self.silent_seconds += min(time.monotonic() - began, _COUNTED_SECONDS)
-            if self.silent_seconds > SILENT_SECONDS:
-                raise _silent() from None
-            raise
-        self.silent_seconds = 0.0
+        if self._at == len(self._ahead):
+            self._ahead, self._at = self._read(), 0
+        data = self._ahead[self._at : self._at + count]
+        self._at += len(data)
         return data
 
     def send(self, data: bytes, /) -> int:
@@ -73,6 +73,18 @@ class Wire:
     def close(self) -> None:
         self._closed = True
         self._stream.close()
+
+    def _read(self) -> bytes:
+        began = time.monotonic()
+        try:
+            data = self._stream.recv(_AHEAD_BYTES)
+        except TimeoutError:
+            self.silent_seconds += min(time.monotonic() - began, _COUNTED_SECONDS)
+            if self.silent_seconds > SILENT_SECONDS:
+                raise _silent() from None
+            raise
+        self.silent_seconds = 0.0
+        return data
 
 
 def _silent() -> ConnectionError:

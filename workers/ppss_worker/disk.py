@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ppss_worker import staging
 from ppss_worker.file_stream import Incoming, outgoing
-from ppss_worker.messages import Header
+from ppss_worker.messages import Data, Header
 from ppss_worker.publishing import Attempt, machine_failed
 from ppss_worker.staging import Staging
 from ppss_worker.syncing import Synced, Syncer
@@ -18,7 +18,7 @@ from ppss_worker.syncing import Synced, Syncer
 class Receiving(Protocol):
     """A file that comes as messages; see file_stream.Incoming."""
 
-    def take(self, header: Header, data: bytes, /) -> bool: ...
+    def take(self, header: Header, data: Data, /) -> bool: ...
     def close(self) -> None: ...
 
 

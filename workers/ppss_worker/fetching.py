@@ -18,7 +18,7 @@ from ppss_queue.model import Lease, SharedFile
 from ppss_worker.file_gate import UNKNOWN
 from ppss_worker.file_line import Backoff, FileLine, OpenFiles
 from ppss_worker.file_stream import CHANGED, GONE, Incoming, TransferFailed
-from ppss_worker.messages import Header, packed
+from ppss_worker.messages import Data, Header, packed
 from ppss_worker.running import ItemRefused
 from ppss_worker.runs import ActiveRun
 from ppss_worker.scratch import Room, ScratchSpace
@@ -268,7 +268,7 @@ class Fetching:
             except OSError as error:
                 fetch.error = node_failed(error)
 
-    def _read(self, incoming: Incoming | None) -> tuple[Header, bytes]:
+    def _read(self, incoming: Incoming | None) -> tuple[Header, Data]:
         try:
             header, data = self._line.read()
         except ServiceFailed:

@@ -24,7 +24,7 @@ from ppss_queue.queue import Queue
 from ppss_queue.replacements import expand
 from ppss_worker.disk import Disk, OwnDisk, UploadStaging
 from ppss_worker.file_stream import GONE, TransferFailed, failure
-from ppss_worker.messages import Header, MessageReader, joined, packed
+from ppss_worker.messages import Data, Header, MessageReader, joined, keep_freed_memory, packed
 from ppss_worker.uploads import Uploads, kind_of
 
 SERVICE = "service"
@@ -38,6 +38,7 @@ SWEEP_SECONDS = 60.0
 def serve(incoming: int, outgoing_: int) -> None:
     """Answers one node (two descriptors) until it hangs up. Raises nothing that the node could mend."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the node is gone: so is what this is for
+    keep_freed_memory()
     runs = QueueRuns(lambda: Queue.open(None))  # this user's own server
     gate = FileGate(lambda data: _write(outgoing_, data), runs, OwnDisk())
 
@@ -91,7 +92,7 @@ class FileGate:
         self._specs: dict[str, RunSpec] = {}
         self._uploads = Uploads(self._staging)
 
-    def take(self, header: Header, data: bytes) -> None:
+    def take(self, header: Header, data: Data) -> None:
         """Handles one message."""
         op = str(header.get("op", ""))
         if op in ("fetch", "share"):

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 from ppss_queue.errors import ConnectFailed
-from ppss_worker.messages import Header, MessageReader
+from ppss_worker.messages import Data, Header, MessageReader, keep_freed_memory
 
 _PAUSE_SECONDS = (0.1, 5.0)
 """The first pause and the longest; it doubles, less up to half of it at random."""
@@ -38,6 +38,7 @@ class FileLine:
         self._open_files = open_files
         self._channel: Channel | None = None
         self._messages = MessageReader(self._receive)
+        keep_freed_memory()
 
     def open(self) -> None:
         """Nothing if it is open. Raises ServiceFailed."""
@@ -56,7 +57,7 @@ class FileLine:
         except Exception as error:  # OSError, EOFError, and what SSH has of its own
             raise _lost(error) from None
 
-    def read(self) -> tuple[Header, bytes]:
+    def read(self) -> tuple[Header, Data]:
         """The next message. Raises ServiceFailed."""
         message = self._messages.read()
         if message is None:

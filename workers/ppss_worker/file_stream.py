@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from ppss_queue.errors import PpssError
-from ppss_worker.messages import PIECE_BYTES, Header, packed
+from ppss_worker.messages import PIECE_BYTES, Data, Header, packed
 
 GONE = "gone"
 """Kind of a failure: the file is not there, or can't be read by this user."""
@@ -91,7 +91,7 @@ def _deflated(part: bytes) -> bytes:
     return packed({"z": True}, small) if len(small) < len(part) else packed({}, part)
 
 
-def inflated(data: bytes) -> bytes:
+def inflated(data: Data) -> bytes:
     """Raises TransferFailed."""
     inflater = zlib.decompressobj()
     try:
@@ -144,7 +144,7 @@ class Arriving(ABC):
         self._digest = hashlib.sha256() if header.get("verify") else None
         self._at = 0
 
-    def take(self, header: Header, data: bytes) -> bool:
+    def take(self, header: Header, data: Data) -> bool:
         """The next message; True: it was the last. Raises OSError, TransferFailed; call `close` then."""
         if "failed" in header:
             raise TransferFailed(str(header.get("kind")), str(header["failed"]))
@@ -167,7 +167,7 @@ class Arriving(ABC):
         """Gives up: what is there is not the file. Nothing after the last message."""
 
     @abstractmethod
-    def _write(self, at: int, data: bytes) -> None:
+    def _write(self, at: int, data: Data) -> None:
         """Raises OSError."""
 
     def _check(self, sha256: object) -> None:
@@ -195,7 +195,7 @@ class Incoming(Arriving):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self.path, flags, 0o600)
 
-    def take(self, header: Header, data: bytes) -> bool:
+    def take(self, header: Header, data: Data) -> bool:
         whole = super().take(header, data)
         if whole:
             self._finish()
@@ -208,7 +208,7 @@ class Incoming(Arriving):
             with suppress(OSError):
                 os.unlink(self.path)
 
-    def _write(self, at: int, data: bytes) -> None:
+    def _write(self, at: int, data: Data) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self._descriptor, view, at)

@@ -15,12 +15,12 @@ from ppss_queue.errors import MachineFailed, PpssError, ServiceFailed
 from ppss_queue.model import SharedFile
 from ppss_worker.file_gate import SERVICE
 from ppss_worker.file_stream import CHANGED, Incoming, TransferFailed
-from ppss_worker.messages import Header
+from ppss_worker.messages import Data, Header
 from ppss_worker.running import ItemRefused
 
 
 def receive_shared(
-    read: Callable[[Incoming | None], tuple[Header, bytes]], path: str, file: SharedFile
+    read: Callable[[Incoming | None], tuple[Header, Data]], path: str, file: SharedFile
 ) -> PpssError | None:
     """Keeps a file at `path`, to the last message of it; returns why it is not there.
 

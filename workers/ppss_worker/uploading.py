@@ -23,7 +23,7 @@ from ppss_worker.fetching import STOP_SECONDS
 from ppss_worker.file_gate import UNKNOWN
 from ppss_worker.file_line import Backoff, FileLine, OpenFiles
 from ppss_worker.file_stream import failure, outgoing
-from ppss_worker.messages import Header, joined, packed
+from ppss_worker.messages import Data, Header, joined, packed
 from ppss_worker.publishing import OutputRefused
 from ppss_worker.running import Owners
 from ppss_worker.throttle import Throttle
@@ -240,7 +240,7 @@ class Uploading:
                     self._loss = error
                     self._changed.notify_all()
 
-    def _answered(self, line: FileLine, header: Header, _: bytes) -> None:
+    def _answered(self, line: FileLine, header: Header, _: Data) -> None:
         """Raises ConnectFailed."""
         with self._changed:
             if self._line is not line or not self._asked:

@@ -24,7 +24,7 @@ from typing import cast
 from ppss_queue.errors import BadInput, LeaseLost, MachineFailed, PpssError
 from ppss_worker.disk import Receiving, UploadScratch, UploadStaging
 from ppss_worker.file_stream import TransferFailed
-from ppss_worker.messages import Header
+from ppss_worker.messages import Data, Header
 from ppss_worker.publishing import MACHINE_ERRORS, OutputRefused, machine_failed
 from ppss_worker.trees import OWNER_ALL
 
@@ -52,7 +52,7 @@ class Uploads:
         self._attempts: dict[tuple[str, int, str], UploadScratch] = {}
         self._current: _Upload | None = None
 
-    def take(self, op: str, header: Header, data: bytes) -> Header | None:
+    def take(self, op: str, header: Header, data: Data) -> Header | None:
         """Handles a message; what to answer, if anything. Raises PpssError, which is the answer then."""
         if op == "make":
             self._current = _Upload()
@@ -102,7 +102,7 @@ class _Upload:
         self._begun = 0
         """Files and links so far."""
 
-    def take(self, op: str, header: Header, data: bytes) -> None:
+    def take(self, op: str, header: Header, data: Data) -> None:
         if self._failure is not None or self.attempt is None:
             return
         with self.failing(str(header.get("path", ""))):
@@ -141,7 +141,7 @@ class _Upload:
             raise self._failure
         return names
 
-    def _continue_file(self, header: Header, data: bytes) -> None:
+    def _continue_file(self, header: Header, data: Data) -> None:
         if "failed" in header:  # perhaps before the file began
             raise TransferFailed(str(header.get("kind")), str(header["failed"]))
         if self._file is not None and self._file.take(header, data):

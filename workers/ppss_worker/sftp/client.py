@@ -84,7 +84,7 @@ class Sftp:
 
     # Asking. All give the number of the request; whoever asks takes the answer, or calls `forget`.
 
-    def ask(self, kind: int, *fields: str | bytes | int | Facts) -> int:
+    def ask(self, kind: int, *fields: str | bytes | memoryview | int | Facts) -> int:
         """Text and bytes go with their length, numbers as 32 bits unless U64. Sent with the next ones."""
         self._last = (self._last + 1) & 0xFFFFFFFF
         self._awaited.add(self._last)

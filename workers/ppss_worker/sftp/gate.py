@@ -19,7 +19,7 @@ from ppss_queue.model import RunSpec
 from ppss_worker.file_gate import SWEEP_SECONDS, FileGate
 from ppss_worker.file_line import Channel
 from ppss_worker.file_stream import TransferFailed
-from ppss_worker.messages import Header, MessageReader
+from ppss_worker.messages import Data, Header, MessageReader
 from ppss_worker.sftp.client import Sftp
 from ppss_worker.sftp.packets import SftpLost
 from ppss_worker.sftp.reading import ANNOUNCED, SftpReading
@@ -96,7 +96,7 @@ class _Serving:
 
     def _answer_all(self) -> None:
         """Raises SftpLost, OSError if the node is gone, ConnectFailed if it was cut off within a message."""
-        waiting: deque[tuple[Header, bytes, list[str]]] = deque()
+        waiting: deque[tuple[Header, Data, list[str]]] = deque()
         ended = False
         while waiting or not ended:
             while not ended and len(waiting) < ANNOUNCED and (not waiting or self._has_more()):

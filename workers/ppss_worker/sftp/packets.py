@@ -114,7 +114,7 @@ class Fields:
         return self._body[start : self._at]
 
 
-def packed(field: str | bytes | int | Facts) -> bytes:
+def packed(field: str | bytes | memoryview | int | Facts) -> bytes:
     if isinstance(field, U64):
         return field.to_bytes(8, "big")
     if isinstance(field, int):

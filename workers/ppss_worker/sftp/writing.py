@@ -6,7 +6,7 @@ import errno
 from collections import deque
 
 from ppss_worker.file_stream import Arriving
-from ppss_worker.messages import Header
+from ppss_worker.messages import Data, Header
 from ppss_worker.sftp.client import IN_FLIGHT_BYTES, Sftp
 from ppss_worker.sftp.packets import CLOSE, FSETSTAT, FSTAT, FSYNC, OPEN, OPEN_NEW, U64, WRITE, Facts
 
@@ -21,7 +21,7 @@ class SftpReceiving(Arriving):
         """Raises ValueError."""
         super().__init__(header, path)
         self._sftp = sftp
-        self._held: list[tuple[int, bytes]] = []
+        self._held: list[tuple[int, Data]] = []
         self._held_bytes = 0
         self._opening = sftp.ask(OPEN, path, OPEN_NEW, Facts(mode=0o600))
         self._handle: bytes | None = None
@@ -75,7 +75,7 @@ class SftpReceiving(Arriving):
             return
         self._sftp.forget(self._sftp.ask(CLOSE, handle))
 
-    def _write(self, at: int, data: bytes) -> None:
+    def _write(self, at: int, data: Data) -> None:
         self._held.append((at, data))
         self._held_bytes += len(data)
         if self._handle is not None or self._held_bytes > _HELD_BYTES:
