@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ppss_queue.connection import Connection
-from ppss_queue.errors import PpssError
+from ppss_queue.errors import ServiceFailed
 from ppss_queue.resp import Argument
 
 
@@ -14,7 +14,7 @@ class ChangeListener:
     """Tells which keys any client changed (scripts and dashboards too), so that an idle worker need not poll.
 
     Each change costs the server a message per listener: switch it on only while idle, before the last look
-    for work. After ConnectFailed, `reopen` and `on` make it work again.
+    for work. After ConnectFailed, `reopen` and `on` make it work again. Commands may go over the same connection.
     """
 
     FLUSHED = b"*"
@@ -23,7 +23,7 @@ class ChangeListener:
     _CHANNEL = b"__redis__:invalidate"
 
     def __init__(self, connection: Connection, prefixes: Sequence[str]) -> None:
-        """`connection` is used by nobody else; no prefix begins with another one. Off at first."""
+        """`connection` has no other listener; no prefix begins with another one. Off at first."""
         self._connection = connection
         self._prefixes = tuple(prefixes)
         self._on = False
@@ -36,13 +36,17 @@ class ChangeListener:
         if self._on:
             return
         prefixes: list[Argument] = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
+        connection = self._connection
         try:
-            # RESP2 has no pushes: the tracking goes to a channel that this connection itself subscribes to.
-            this = cast("int", self._connection.execute("CLIENT", "ID"))
-            tracking: list[Argument] = ["CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", this, *prefixes]
-            for reply in self._connection.execute_many((tracking, ("SUBSCRIBE", self._CHANNEL))):
-                if isinstance(reply, PpssError):
-                    raise reply
+            # RESP3 tells changes among the replies to commands. The subscription gives nothing, but for subscribers
+            # alone the server has a limit of what they have not read: a worker that is stopped must not fill it up.
+            connection.tell([("HELLO", 3)])
+            connection.post((("SUBSCRIBE", self._CHANNEL),))
+            answer = connection.execute("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)
+            if answer != b"OK":  # it is that of RESP2 to the one before
+                raise ServiceFailed(
+                    f"Redis at {connection.address.display()} does not let this user say HELLO: grant it in the ACL."
+                )
             self._on = True
         except BaseException:
             self.close()  # it may be half on
@@ -53,15 +57,8 @@ class ChangeListener:
         if not self._on:
             return
         self._on = False
-        connection = self._connection
-        try:
-            connection.post((("UNSUBSCRIBE", self._CHANNEL), ("CLIENT", "TRACKING", "OFF")))
-            # Changes told meanwhile are lists, as is the answer to UNSUBSCRIBE; that to CLIENT is the last.
-            while isinstance(connection.read_message(), list):
-                pass
-        except BaseException:
-            self.close()
-            raise
+        self._connection.post((("UNSUBSCRIBE", self._CHANNEL),))
+        self._connection.tell([("CLIENT", "TRACKING", "OFF")])
 
     def changes(self) -> set[bytes]:
         """The keys changed since the last call, `FLUSHED` for all of them; never waits. Empty while off.
@@ -70,11 +67,12 @@ class ChangeListener:
         """
         changed: set[bytes] = set()
         try:
-            while self._on and self._connection.readable():
-                message = self._connection.read_message()
-                if isinstance(message, list) and message[0] == b"message":
-                    keys = cast("list[bytes] | None", message[2])
+            for kind, *told in self._connection.pushed() if self._on else ():
+                if kind == b"invalidate":
+                    keys = cast("list[bytes] | None", told[0])
                     changed.update([self.FLUSHED] if keys is None else keys)
+                elif kind == b"subscribe":
+                    changed.clear()  # they are from before `on`
         except BaseException:
             self.close()
             raise
@@ -86,8 +84,12 @@ class ChangeListener:
 
     def reopen(self) -> None:
         """A new connection, off; raises like `Connection.open`."""
-        self._on = False
+        self.lost()
         self._connection.reopen()
+
+    def lost(self) -> None:
+        """The connection is another one than before: off."""
+        self._on = False
 
     def close(self) -> None:
         """End the connection."""

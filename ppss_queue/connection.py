@@ -11,11 +11,11 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from hiredis import ProtocolError, Reader
+from hiredis import ProtocolError, PushNotification, Reader
 
 from ppss_queue.address import Address
 from ppss_queue.dial import CONNECT_SECONDS, Tls, dial, undelivered, would_block
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ppss_queue.ssh.line import Line
 
 Reply: TypeAlias = "int | bytes | list[Reply] | None"
-"""What Redis answers (RESP2)."""
+"""What Redis answers."""
 
 LOADING_SECONDS = 30.0
 """How long a server that still reads its data from disk is waited for."""
@@ -37,6 +37,8 @@ _READ_BYTES = 64 * 1024
 _UNANSWERED = 1000
 """Commands in flight at most: their replies are memory of the server until we read them."""
 _INCOMPLETE = object()
+_NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
+"""To the next command."""
 
 
 class Connection:
@@ -76,6 +78,7 @@ class Connection:
         self._owed = 0
         self._replies: deque[Reply | PpssError] = deque()
         """Came already; those of the oldest commands first."""
+        self._pushed: list[list[Reply]] = []
 
     @classmethod
     def open(cls, address: Address, *, name: str = "ppss", accept_new: bool = False) -> Connection:
@@ -118,6 +121,12 @@ class Connection:
             other.reopen()
         return other
 
+    def take_over(self, *, name: str, patience_seconds: float) -> Connection:
+        """This one, for another use than before: where a clone would be one more. Raises ConnectFailed."""
+        self._name, self._patience_seconds = name, patience_seconds
+        self.tell([("CLIENT", "SETNAME", name)])
+        return self
+
     def reopen(self) -> None:
         """Replace the socket by a new one (sentinels are asked again); raises like `open`."""
         self.close()
@@ -157,6 +166,7 @@ class Connection:
         self._logged_in = False
         self._owed = 0
         self._replies.clear()
+        self._pushed.clear()
         if opened is not None:
             with suppress(OSError):  # it is lost already
                 opened.shutdown(socket.SHUT_RDWR)  # wakes up another thread that waits for it
@@ -191,7 +201,7 @@ class Connection:
             self.close()
             raise
         self._owed -= len(commands)
-        # Behind them there may be messages that nobody asked for.
+        # Behind them there may be one more, if a `post` before them was refused.
         self._replies.rotate(-earlier)
         replies = [self._replies.popleft() for _ in commands]
         self._replies.rotate(earlier)
@@ -235,22 +245,27 @@ class Connection:
         """Replies that `receive` still owes; 0 after the connection was lost."""
         return self._owed
 
+    def tell(self, commands: Iterable[Sequence[Argument]]) -> None:
+        """Write commands that may get lost or be refused: Redis answers none of them. Raises ConnectFailed."""
+        self.post([each for command in commands for each in (_NO_ANSWER, command)])
+
     def post(self, commands: Sequence[Sequence[Argument]]) -> None:
-        """Write commands whose replies, if they have any, `read_message` will return. Raises ConnectFailed."""
+        """Write commands that have no reply of their own. Raises ConnectFailed."""
         try:
             self._write(b"".join(map(packed, commands)))
         except BaseException:
             self.close()
             raise
 
-    def read_message(self) -> Reply | PpssError:
-        """Wait for the next thing that the server says, asked for or not. Raises ConnectFailed."""
+    def pushed(self) -> list[list[Reply]]:
+        """What the server has said unasked since the last call (RESP3); never waits. Raises ConnectFailed."""
         try:
-            self._await(1)
+            self._read()
         except BaseException:
             self.close()
             raise
-        return self._replies.popleft()
+        pushed, self._pushed = self._pushed, []
+        return pushed
 
     def fileno(self) -> int:
         """The socket, for select: ask `readable` before waiting on it. Raises ConnectFailed if it is gone."""
@@ -334,7 +349,10 @@ class Connection:
                     raise ConnectionError("Connection closed by server")
                 self._reader.feed(data)
                 while (reply := self._reader.gets()) is not _INCOMPLETE:
-                    self._replies.append(cast("Reply | PpssError", reply))
+                    if isinstance(reply, PushNotification):
+                        self._pushed.append(reply)
+                    else:
+                        self._replies.append(cast("Reply | PpssError", reply))
                 if not undelivered(opened):
                     return
         except (OSError, ProtocolError) as error:

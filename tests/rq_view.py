@@ -169,7 +169,7 @@ def wait_until_idle(redis: Redis) -> None:
     def listens() -> bool:
         database = str(redis.connection_pool.connection_kwargs.get("db") or 0)
         return any(
-            client["name"] == "ppss-wake" and client["db"] == database and "B" in client["flags"]
+            client["name"] == "ppss-worker" and client["db"] == database and "B" in client["flags"]
             for client in redis.client_list()
         )
 

@@ -91,7 +91,7 @@ class Session:
         self._work_seconds = 0.0
         self._stop_said = Stop.NO
         self._unprintable: OSError | None = None
-        self._worker = Worker(queue.connection, queue.keys, settings, self, open_files_of(queue))
+        self._worker = Worker(queue.connection.clone(), queue.keys, settings, self, open_files_of(queue))
 
     def work(self) -> int:
         """Until the run ends; returns the exit code."""

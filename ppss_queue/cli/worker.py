@@ -123,7 +123,6 @@ def worker_verb(
         facts = [plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
         log = WorkerLog(state_directory(), logs, " · ".join(facts), held, quiet=quiet)
         worker = Worker(queue.connection, queue.keys, settings, log, open_files_of(queue))
-        queue.connection.close()  # over SSH that is a process less on the master
         worker.work()
         log.say(f"worker {worker.name} ended: {log.summary}")
     if worker.stopping >= Stop.NOW:

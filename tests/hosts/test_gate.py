@@ -92,7 +92,7 @@ def test_login_scripts_may_print_and_any_login_shell_will_do(lab: Lab, shell: st
 
 def test_nothing_is_left_on_the_master_when_a_worker_is_killed(lab: Lab) -> None:
     _worker(lab["n1"])
-    assert len(pids(lab.master, _GATE)) >= 4
+    assert len(pids(lab.master, _GATE)) == 2, "that is all that a worker without --stage takes there"
     lab["n1"].run(["pkill", "-KILL", "-f", "ppss worker"])
     wait_until(lambda: not pids(lab.master, _GATE), "no gate is left")
     wait_until(lambda: not pids(lab.master, "sshd: ppss"), "no sshd of it is left")
@@ -112,7 +112,7 @@ def test_the_gates_of_a_node_that_never_comes_back_end_by_themselves(lab: Lab) -
     _worker(lab["n1"])
     wait_until(lambda: '"leased": 1' in ppss(lab.master, "status", run, "--json").out, "it works")
     lab["n1"].kill()
-    assert len(pids(lab.master, _GATE)) >= 4
+    assert len(pids(lab.master, _GATE)) == 2
     left = "while pgrep -f '[p]pss gate|^sshd: [p]pss'; do sleep 0.5; done"
     lab.master.run(["sh", "-c", left], user="root", timeout_seconds=90)
 
@@ -343,30 +343,28 @@ def test_a_worker_over_a_slow_and_far_line_keeps_its_pace(lab: Lab) -> None:
 
 
 def test_a_master_with_little_room_for_sessions_says_so(lab: Lab) -> None:
-    restart_sshd(lab.master, "MaxSessions 2")
+    restart_sshd(lab.master, "MaxSessions 1")
     assert "Raise MaxSessions" in ppss(lab["n1"], "worker", "--burst", "--url", URL).refused(2)
 
 
 def test_a_worker_whose_line_is_lost_before_its_first_claim_connects_again(lab: Lab) -> None:
-    """At each of the connections that it opens after the one that showed that all is well."""
+    """At the connection that it opens after the one that showed that all is well; then at those that replace them."""
     master = lab.master
     real = master.run(["readlink", "-f", "/usr/local/bin/ppss"]).stdout.strip()
     master.write("/usr/local/bin/fault", _LOSES_THE_LINE.replace("REAL", real), user="root")
     master.run(["sh", "-c", "cd /usr/local/bin && chmod +x fault && mv fault ppss"], user="root")
-    lost = []
-    for number in range(2, 6):
+    for number in ("2", "2 3", "2 4"):
         run = enqueue(master, 1, "true")
         master.write("gates", "")
-        master.write("at", f"{number}")
+        master.write("at", number)
         done = ppss(lab["n1"], "worker", "--burst", "--url", URL)
         assert done.code == 0 and "ended: 1 succeeded" in done.err, (number, done)
         assert _succeeded(lab, run) == 1
-        lost += [number] if "was lost" in done.err else []
-    assert lost == [2, 3, 4, 5]
+        assert "was lost" in done.err
 
 
 _LOSES_THE_LINE = """#!/bin/sh
-[ "$1" = gate ] && echo x >> "$HOME/gates" && [ "$(wc -l < "$HOME/gates")" = "$(cat "$HOME/at")" ] &&
+[ "$1" = gate ] && echo x >> "$HOME/gates" && grep -qw "$(wc -l < "$HOME/gates")" "$HOME/at" &&
 pkill -KILL -f "^sshd: ppss"
 exec REAL "$@"
 """

@@ -100,7 +100,7 @@ def test_a_worker_logs_in_once_and_leaves_no_gate_on_the_master(lab: Lab, end: s
     worker = staged.worker(n1, "-p", "4")
     staged.begins("last", n1)
     wait_until(lambda: staged.counts().get("succeeded") == 60, "all others have succeeded", SECONDS)
-    assert 0 < len(pids(master, GATES)) <= 7
+    assert len(pids(master, GATES)) == 4, "two to Redis, one for files in each direction"
     staged.let_go(n1, "last")
     worker.end(end)
     wait_until(lambda: not pids(master, GATES), "the gates are gone", SECONDS)

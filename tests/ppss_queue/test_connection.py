@@ -1007,31 +1007,38 @@ def test_a_change_after_on_is_never_missed_and_none_is_told_after_off(
     listener.off()
 
 
-def test_a_change_that_comes_with_the_answer_to_on_is_no_answer(start: Start) -> None:
-    """Regression: it was taken for the answer, and each later answer for the one before."""
-    server = start()
+def test_changes_that_come_among_answers_are_no_answers(
+    server: Server, connection: Connection, key: str
+) -> None:
+    """Those of its own commands too."""
+    with server.connect() as other:
+        listener = ChangeListener(connection, [f"{key}/a:"])
+        listener.on()
+        connection.send([("ECHO", "first")])
+        other.execute("SET", f"{key}/a:theirs", 1)
+        assert connection.execute_many([("ECHO", n) for n in range(3)]) == [b"0", b"1", b"2"]
+        assert connection.execute("SET", f"{key}/a:ours", 1) == b"OK"
+        assert connection.execute("MGET", f"{key}/a:ours", f"{key}/none") == [b"1", None]
+        assert connection.receive(1) == [b"first"]
+        _wait_for_changes(listener, {f"{key}/a:theirs".encode(), f"{key}/a:ours".encode()})
+        connection.send([("ECHO", "last")])
+        listener.off()
+        assert connection.receive(1) == [b"last"] and connection.execute("ECHO", "end") == b"end"
+
+
+def test_a_listener_that_reads_nothing_is_cut_off_before_it_fills_the_server(start: Start) -> None:
+    """A worker that is stopped (Ctrl-Z) while it is idle."""
+    server = start("--client-output-buffer-limit", "pubsub", "64kb", "64kb", "1")
     with server.connect() as listening, server.connect() as other:
-        this = listening.execute("CLIENT", "ID")
-        channel = "__redis__:invalidate"
-        assert isinstance(this, int)
-        tracking = ("CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", this, "PREFIX", "a:")
-        answers: list[Reply | PpssError] = []
-        thread = threading.Thread(
-            target=lambda: answers.extend(listening.execute_many((tracking, ("SUBSCRIBE", channel))))
-        )
+        ChangeListener(listening, ["a:"]).on()
 
-        def waits() -> bool:
-            frame = sys._current_frames().get(thread.ident or 0)
-            return frame is not None and frame.f_code.co_name == "_wait"
+        def is_cut() -> bool:
+            other.execute_many([("SET", f"a:{number}" + "." * 1000, 1) for number in range(1000)])
+            clients = other.execute("CLIENT", "LIST")
+            assert isinstance(clients, bytes)
+            return clients.count(b"id=") == 1
 
-        server.process.send_signal(signal.SIGSTOP)  # so that it has all to say at once
-        thread.start()
-        wait_until(waits, "the answers are waited for")
-        other.send([("SET", "a:1", 1)])
-        server.process.send_signal(signal.SIGCONT)
-        thread.join()
-        assert answers == [b"OK", [b"subscribe", channel.encode(), 1]]
-        assert listening.read_message() == [b"message", channel.encode(), [b"a:1"]]
+        wait_until(is_cut, "it is cut off")
 
 
 def test_flushall_is_told_as_a_change_of_everything(start: Start) -> None:

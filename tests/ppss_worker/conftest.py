@@ -155,7 +155,7 @@ class Site:
             clients = self.queue.connection.execute("CLIENT", "LIST")
             assert isinstance(clients, bytes)
             lines = clients.decode().splitlines()
-            listening = sum("name=ppss-wake" in line and " sub=1 " in line for line in lines)
+            listening = sum("name=ppss-worker" in line and " sub=1 " in line for line in lines)
             sent = [line.split("tot-net-in=")[1].split()[0] for line in lines if "name=ppss-worker" in line]
             if listening < count or sent != seen[0]:
                 seen = sent, time.monotonic()

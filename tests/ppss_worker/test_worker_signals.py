@@ -150,7 +150,7 @@ def test_an_interrupted_worker_leaves_no_orphan_and_loses_nothing(site: Site, nu
     pids = site.pids("*.pid", 4)
     worker.signal(number)
     assert worker.wait(SOON) == 130
-    assert not any(map(site.alive, pids))
+    wait_until(lambda: not any(map(site.alive, pids)), "what was killed is gone")
     assert site.states(run) == {"ready": 3}
     (site.directory / "go").touch()
     site.burst()

@@ -46,14 +46,13 @@ class Claims:
         on_changes: Callable[[Collection[str]], None],
         on_unheard: Callable[[], None],
     ) -> None:
-        """`connection` is for listening only. `on_changes`: somebody changed the items of these runs;
+        """`connection` is that of the link. `on_changes`: somebody changed the items of these runs;
         `on_unheard`: somebody may have, while nobody listened.
 
         `left_alone`: runs not to claim from, at a time of time.monotonic().
 
         `before_claim` sends the outcomes that wait: a run that one of them halts or ends gives nothing out then.
         """
-        self._connection = connection
         self._link = link
         self._calls = calls
         self._room = room
@@ -77,12 +76,8 @@ class Claims:
         self._open_runs = 1
         self._round_trip_seconds = 0.0
 
-    def fileno(self) -> int:
-        """Readable when something changed. Raises ConnectFailed."""
-        return self._listener.fileno()
-
     def start(self, delay_seconds: float) -> None:
-        """Opens the connection; the first claim may be sent after the delay. Raises ConnectFailed."""
+        """Listens; the first claim may be sent after the delay. Raises ConnectFailed, ServiceFailed."""
         self._first_at = time.monotonic() + delay_seconds
         self.reconnected()
 
@@ -156,11 +151,8 @@ class Claims:
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
         return LOOK_AGAIN_SECONDS
 
-    def hear_changes(self) -> None:
-        """Takes in what others changed. Raises ConnectFailed."""
-        if not self._listening:
-            self._connection.readable()  # never, but a lost connection is noticed
-            return
+    def hear_changes(self) -> bool:
+        """Takes in what others changed; whether there was something. Raises ConnectFailed."""
         changes = self._listener.changes()
         if changes:
             self._woken = True
@@ -174,16 +166,14 @@ class Claims:
             }
             if runs:
                 self._on_changes(runs)
+        return bool(changes)
 
     def reconnected(self) -> None:
-        """After a lost connection, or one that never was: listens, and asks. Raises ConnectFailed."""
-        self._listener.reopen()
+        """After the link was opened, or opened again: listens, and asks. Raises ConnectFailed."""
+        self._listener.lost()
         self._listener.on()
         self._listening = self._woken = True
         self._dry = self._short = False
-
-    def close(self) -> None:
-        self._connection.close()
 
     def _answered(self, reply: Reply, want: int, idle: int, sent_at: float) -> None:
         self.in_flight = False

@@ -44,8 +44,7 @@ class LeaseKeeper:
         self._build_heartbeat = heartbeat
         self.wishes = Wishes()
         """What is wished of the node, as the last heartbeat was told."""
-        self._control_connection = connection.clone(name="ppss-control", opened=False)
-        self._control = ChangeListener(self._control_connection, [keys.control])
+        self._control = ChangeListener(connection, [keys.control])
         self._lock = threading.Lock()
         self._members: dict[str, set[str]] = {}
         self._visibility: dict[str, float] = {}
@@ -106,7 +105,7 @@ class LeaseKeeper:
         return news
 
     def stop(self) -> None:
-        """Ends the thread and closes its connections: no heartbeat comes after this. Once is enough."""
+        """Ends the thread and closes its connection: no heartbeat comes after this. Once is enough."""
         if self._stopping:
             return
         self._stopping = True
@@ -115,7 +114,6 @@ class LeaseKeeper:
             self._thread.join(_STOP_SECONDS)
             if self._thread.is_alive():  # Redis hangs: it ends with the process
                 return
-        self._control_connection.close()
         self._connection.close()
         for descriptor in (self._reader, self._writer, self._wake_reader, self._wake_writer):
             os.close(descriptor)
@@ -158,11 +156,12 @@ class LeaseKeeper:
     def _wait(self, seconds: float) -> bool:
         """Whether somebody touched a run's state, or told a node something, meanwhile."""
         try:
-            readable = _readable(seconds, self._wake_reader, self._control.fileno())
+            touched = bool(self._control.changes())  # which came with an answer
+            readable = _readable(0.0 if touched else seconds, self._wake_reader, self._control.fileno())
             new_run = self._wake_reader in readable  # it may have been paused since it was claimed from
             if new_run:
                 os.read(self._wake_reader, 4096)
-            return (self._control.fileno() in readable and bool(self._control.changes())) or new_run
+            return bool(self._control.changes()) or touched or new_run
         except (PpssError, OSError):
             self._recover()
             return True
@@ -197,7 +196,6 @@ class LeaseKeeper:
             self._tell()
 
     def _open(self) -> None:
-        self._connection.reopen()
         self._control.reopen()
         self._control.on()
 

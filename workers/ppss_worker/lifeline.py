@@ -1,4 +1,4 @@
-"""The worker's connections to Redis: watched together, lost together, and opened again together."""
+"""The worker's connection to Redis: watched, lost, and opened again."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Lifeline:
     def __init__(
         self, link: Link, claims: Claims, warn: Callable[[str], None], on_mended: Callable[[], None]
     ) -> None:
-        """`on_mended`: they are open again, and nothing new is on its way."""
+        """`on_mended`: it is open again, and nothing new is on its way."""
         self._on_mended = on_mended
         self._link = link
         self._claims = claims
         self._warn = warn
         self._outage = Outage()
         self._selector: selectors.BaseSelector | None = None
-        self._watched: list[int] = []
+        self._watched: int | None = None
 
     @property
     def lost(self) -> Unavailable | None:
@@ -33,9 +33,9 @@ class Lifeline:
         return self._outage.error
 
     def begin(self, selector: selectors.BaseSelector, opening: Callable[[], None]) -> None:
-        """Opens them for the first time, and has the selector wait for them.
+        """Opens it, with what else is to be open, and has the selector wait for it.
 
-        Where they are lost already they are opened later, as after any loss: their server has answered before.
+        Where it is lost already it is opened later, as after any loss: its server has answered before.
         Raises ConnectFailed for what must be corrected there, and what else `opening` does.
         """
         self._selector = selector
@@ -48,23 +48,19 @@ class Lifeline:
             self.lose(error)
 
     def _watch(self, selector: selectors.BaseSelector) -> None:
-        """Instead of the connections before, which may be closed already."""
+        """Instead of the connection before, which may be closed already."""
         self._forget()
-        for descriptor, on_readable in (
-            (self._link.fileno(), self._link.receive),
-            (self._claims.fileno(), self._claims.hear_changes),
-        ):
-            selector.register(descriptor, selectors.EVENT_READ, on_readable)
-            self._watched.append(descriptor)
+        self._watched = self._link.fileno()
+        selector.register(self._watched, selectors.EVENT_READ, self._link.receive)
 
     def lose(self, error: Unavailable) -> None:
-        """One of them is lost, or could not be opened again."""
+        """It is lost, or could not be opened again."""
         if self._outage.begin(error, time.monotonic()):
             self._warn(f"{error} What runs goes on; trying again.")
         self._forget()  # a dead one would be readable all the time
 
     def mend_if_due(self, now: float) -> float:
-        """Opens them again if it is time to; returns the seconds until it is. Raises Unavailable."""
+        """Opens it again if it is time to; returns the seconds until it is. Raises Unavailable."""
         if now < self._outage.retry_at:
             return self._outage.retry_at - now
         self._link.reopen()
@@ -84,5 +80,6 @@ class Lifeline:
         return self._outage.is_hopeless(now)
 
     def _forget(self) -> None:
-        while self._watched and self._selector is not None:
-            self._selector.unregister(self._watched.pop())
+        if self._watched is not None and self._selector is not None:
+            self._selector.unregister(self._watched)
+        self._watched = None

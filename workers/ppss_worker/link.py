@@ -14,9 +14,6 @@ from ppss_queue.failures import NoScript
 from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 
-_NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
-"""To the next command."""
-
 
 @dataclass(slots=True)
 class _Sent:
@@ -60,7 +57,7 @@ class Link:
 
     def tell(self, commands: Iterable[Sequence[Argument]]) -> None:
         """Writes commands that may get lost or be refused: Redis answers none of them. Raises ConnectFailed."""
-        self._connection.post([each for command in commands for each in (_NO_ANSWER, command)])
+        self._connection.tell(commands)
 
     def flush(self) -> None:
         """Writes what was queued, in one piece. Raises ConnectFailed."""
@@ -73,10 +70,16 @@ class Link:
             self._unanswered.extend(batch)
             self._connection.send([self._command(sent.call) for sent in batch])
 
-    def receive_buffered(self) -> None:
-        """Handles the answers that were read with something else: nothing would tell of them. Raises as `receive`."""
+    def receive_buffered(self) -> bool:
+        """Handles the answers that were read with something else: nothing would tell of them. Raises as `receive`.
+
+        Returns whether there were any.
+        """
+        some = False
         while self._connection.buffered and self._unanswered:
+            some = True
             self._answer()
+        return some
 
     def receive(self) -> None:
         """Handles the answers that have come. Raises ConnectFailed, or the error that an answer is."""

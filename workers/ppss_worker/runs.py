@@ -127,11 +127,9 @@ class ActiveRuns:
         *,
         remote: bool = False,
     ) -> None:
-        """`connection` is only cloned."""
         self._maps = maps
         self._remote = remote
-        self._connection = connection
-        self._keys = keys
+        self._store = Store(connection, keys)
         self._node = node
         self._own_command = own_command
         self._known: dict[str, ActiveRun] = {}
@@ -143,8 +141,7 @@ class ActiveRuns:
     def get(self, run: str) -> ActiveRun:
         """Raises UnknownRun, Unavailable, or why it can't be run here: BadInput, MachineFailed."""
         if run not in self._known:
-            with self._connection.clone(name="ppss-runs") as connection:
-                spec = Store(connection, self._keys).spec(run)
+            spec = self._store.spec(run)
             self._known[run] = ActiveRun.load(
                 run, spec, self._node, self._own_command, self._maps, remote=self._remote
             )

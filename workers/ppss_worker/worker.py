@@ -70,7 +70,7 @@ class Worker:
         observer: Observer,
         open_files: OpenFiles | None = None,
     ) -> None:
-        """`connection`: an open one; the worker makes its own from it. `open_files`: how to reach files on the master;
+        """`connection`: an open one, the worker's from now on. `open_files`: how to reach files on the master;
         None: they are here.
 
         The name of the node is another one if this one is that of another machine. Raises what a connection raises.
@@ -80,15 +80,13 @@ class Worker:
         self._settings = settings
         self._observer = observer
         self._keys = keys
-        self._connection = connection.clone(
-            name="ppss-worker", patience_seconds=PATIENCE_SECONDS, opened=False
-        )
+        self._connection = connection.take_over(name="ppss-worker", patience_seconds=PATIENCE_SECONDS)
         self._calls = Calls(keys, self.name, os.urandom(4).hex())
         self._link = Link(self._connection)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
         self._room = Room(settings.offer, settings.state_directory / "gpus")
         self._claims = Claims(
-            self._connection.clone(name="ppss-wake", opened=False),
+            self._connection,
             self._link,
             self._calls,
             keys,
@@ -236,7 +234,7 @@ class Worker:
         """Raises ConnectFailed."""
         self._keeper.start()
         self._orders.obey(self._keeper.wishes)
-        self._connection.reopen()
+        self._connection.revive()
         self._claims.start(self._settings.start_delay_seconds)
 
     def _make_fleet(self, captures: Captures, on_output: Callable[[Lease, int, bytes], None] | None) -> Fleet:
@@ -281,7 +279,8 @@ class Worker:
                 waits.append(self._outbox.send_if_due(busy=len(self._attempts) > 0))
                 self._link.flush()
                 self._link.check(PATIENCE_SECONDS if not self._ending.how else STOPPING_PATIENCE_SECONDS)
-                self._link.receive_buffered()
+                if self._claims.hear_changes() | self._link.receive_buffered():
+                    waits.append(0.0)
             for key, _ in selector.select(max(0.0, min(waits))):
                 key.data()
         except Unavailable as error:
@@ -314,7 +313,6 @@ class Worker:
             self._link.send(self._calls.retire(self._runs), lambda reply: None)
             self._housekeeping.sweep()
             self._link.finish(STOPPING_PATIENCE_SECONDS)
-        self._claims.close()
         self._connection.close()
 
     # Running
