@@ -81,10 +81,13 @@ class Connection:
         self._pushed: list[list[Reply]] = []
 
     @classmethod
-    def open(cls, address: Address, *, name: str = "ppss", accept_new: bool = False) -> Connection:
+    def open(
+        cls, address: Address, *, name: str = "ppss", accept_new: bool = False, clones: int = 0
+    ) -> Connection:
         """Connect, log in, and wait up to 30 s for a server that is still loading its data.
 
-        `accept_new`: over SSH, trust a host that nothing is known of. Raises ConnectFailed if the server can't be
+        `accept_new`: over SSH, trust a host that nothing is known of; `clones`: how many will be wanted soon, since
+        that is the time to open the way of all. Raises ConnectFailed if the server can't be
         reached within 5 s (over SSH 20) or refuses the login.
         """
         line = None
@@ -94,6 +97,8 @@ class Connection:
             line = Line(address.via, accept_new=accept_new)
         connection = cls(address, name=name, line=line)
         try:
+            if line is not None and clones and address.scheme == "ssh":
+                line.open_ahead("redis", 1 + clones)
             connection.reopen()
         except BaseException:
             if line is not None:

@@ -59,12 +59,12 @@ class Queue:
         self._durable = durable
 
     @classmethod
-    def open(cls, address: str | None, *, accept_new: bool = False) -> Queue:
-        """See `connect`."""
+    def open(cls, address: str | None, *, accept_new: bool = False, clones: int = 0) -> Queue:
+        """See `connect`, and Connection.open for `clones`."""
         keys = Keys.from_environment()
         if address is not None:
             parsed = Address.parse(address)
-            connection = Connection.open(parsed, accept_new=accept_new)
+            connection = Connection.open(parsed, accept_new=accept_new, clones=clones)
             durable_there = durable_over_ssh if parsed.scheme == "ssh" else nothing_durable
             warnings = [*(connection.line.accepted if connection.line else ()), *check_server(connection)]
             queue = cls(connection, keys, warnings, durable_there)

@@ -32,11 +32,11 @@ CLOSED = (errno.EPIPE, errno.EIO)
 """A pipe that nobody reads any more (`| head`), a terminal that is gone."""
 
 
-def open_queue(url: str | None) -> Queue:
-    """Raises BadInput, ServiceFailed, MachineFailed."""
-    from ppss_queue.queue import connect
+def open_queue(url: str | None, *, clones: int = 0) -> Queue:
+    """`clones`: how many more connections will be wanted soon. Raises BadInput, ServiceFailed, MachineFailed."""
+    from ppss_queue.queue import Queue
 
-    return connect(url, accept_new=accepts_new())
+    return Queue.open(url or os.environ.get("PPSS_URL") or None, accept_new=accepts_new(), clones=clones)
 
 
 def accepts_new() -> bool:

@@ -110,7 +110,7 @@ def worker_verb(
     check_slots(work)
     with ExitStack() as stack:
         held = stack.enter_context(PidFile(Path(pid_file))) if pid_file else None
-        queue = stack.enter_context(open_queue(url))
+        queue = stack.enter_context(open_queue(url, clones=1))  # for its leases
         for warning in queue.warnings:
             warn(warning)
         served = tuple(queue.run(name).id for name in runs)

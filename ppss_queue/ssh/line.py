@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ppss_queue.address import SshHost
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from ppss_queue.ssh.identities import Identities
     from ppss_queue.ssh.login import Session
+    from ppss_queue.ssh.opening import Openings
     from ppss_queue.ssh.target import Target
 
     Channel = paramiko.Channel
@@ -48,27 +50,25 @@ class Line:
         self._worked = False
         self._attempts = 0
         self._failure: PpssError | None = None
+        self._ahead: dict[str, Openings] = {}
+
+    def open_ahead(self, service: str, count: int) -> None:
+        """Begins to open so many gates at the same time: the next ones that `open_gate` returns.
+
+        Raises ConnectFailed, BadInput.
+        """
+        self._transport()  # here, as it may ask for a passphrase
+        from ppss_queue.ssh.opening import Openings
+
+        self._ahead[service] = Openings(partial(self._open_gate, service), count)
 
     def open_gate(self, service: str) -> paramiko.Channel:
         """A channel to `ppss gate SERVICE` on the master, after its hello: all bytes are the service's own.
 
         Reading and writing it raises OSError, EOFError or paramiko.SSHException. Raises ConnectFailed, BadInput.
         """
-        from ppss_queue.ssh.failures import LOST
-        from ppss_queue.ssh.greeting import await_hello
-        from ppss_queue.ssh.hello import remote_command
-
-        channel = self._channel("session", None)
-        try:
-            self._execute(channel, remote_command(service))
-            await_hello(channel, service, self.target)
-            channel.settimeout(None)
-        except LOST as error:
-            raise self._lost(channel.get_transport(), error) from None
-        except BaseException:
-            self.hang_up(channel)
-            raise
-        return channel
+        ahead = self._ahead.get(service)
+        return ahead.next() if ahead and ahead.left else self._open_gate(service)
 
     def open_command(self, command: str, beside: paramiko.Channel | None = None) -> paramiko.Channel:
         """A channel to a command that the user's login shell executes there; stderr comes apart.
@@ -136,6 +136,7 @@ class Line:
             return
         try:
             session, self._session = self._session, None
+            self._ahead.clear()
         finally:
             self._lock.release()
         if session is not None:
@@ -189,6 +190,23 @@ class Line:
         self._worked = True
         self.accepted += session.accepted
         return session
+
+    def _open_gate(self, service: str) -> paramiko.Channel:
+        from ppss_queue.ssh.failures import LOST
+        from ppss_queue.ssh.greeting import await_hello
+        from ppss_queue.ssh.hello import remote_command
+
+        channel = self._channel("session", None)
+        try:
+            self._execute(channel, remote_command(service))
+            await_hello(channel, service, self.target)
+            channel.settimeout(None)
+        except LOST as error:
+            raise self._lost(channel.get_transport(), error) from None
+        except BaseException:
+            self.hang_up(channel)
+            raise
+        return channel
 
     def _channel(
         self,

@@ -87,6 +87,14 @@ def test_login_scripts_may_print_and_any_login_shell_will_do(lab: Lab, shell: st
     assert enqueue_far.code == 0, enqueue_far
 
 
+def test_the_gates_of_a_worker_are_opened_without_waiting_for_one_another(lab: Lab) -> None:
+    """On a far line each takes three round trips."""
+    meet = "echo >>here; until [ $(wc -l <here) = 2 ]; do sleep 0.05; done; exec ppss gate"
+    lab.master.write("meet", meet)
+    _forced(lab, 'restrict,command="sh meet"')
+    assert ppss(lab["n1"], "worker", "--burst", "--url", URL).code == 0
+
+
 # What is left on the master
 
 
@@ -348,14 +356,15 @@ def test_a_master_with_little_room_for_sessions_says_so(lab: Lab) -> None:
 
 
 def test_a_worker_whose_line_is_lost_before_its_first_claim_connects_again(lab: Lab) -> None:
-    """At the connection that it opens after the one that showed that all is well; then at those that replace them."""
+    """Once the first of its two connections showed that all is well; then also at each of those that replace them."""
     master = lab.master
     real = master.run(["readlink", "-f", "/usr/local/bin/ppss"]).stdout.strip()
-    master.write("/usr/local/bin/fault", _LOSES_THE_LINE.replace("REAL", real), user="root")
+    program = _LOSES_THE_LINE.replace("REAL", real).replace("$AWAIT_WORKER", _AWAIT_WORKER.replace('"', "'"))
+    master.write("/usr/local/bin/fault", program, user="root")
     master.run(["sh", "-c", "cd /usr/local/bin && chmod +x fault && mv fault ppss"], user="root")
     for number in ("2", "2 3", "2 4"):
         run = enqueue(master, 1, "true")
-        master.write("gates", "")
+        master.run(["sh", "-c", "rm -rf gates && mkdir gates"])
         master.write("at", number)
         done = ppss(lab["n1"], "worker", "--burst", "--url", URL)
         assert done.code == 0 and "ended: 1 succeeded" in done.err, (number, done)
@@ -364,7 +373,19 @@ def test_a_worker_whose_line_is_lost_before_its_first_claim_connects_again(lab: 
 
 
 _LOSES_THE_LINE = """#!/bin/sh
-[ "$1" = gate ] && echo x >> "$HOME/gates" && grep -qw "$(wc -l < "$HOME/gates")" "$HOME/at" &&
-pkill -KILL -f "^sshd: ppss"
+if [ "$1" = gate ]; then
+  number=1
+  until mkdir "gates/$number"; do number=$((number + 1)); done
+  if grep -qw "$number" at; then
+    [ "$number" != 2 ] || "$(dirname REAL)/python" -c "$AWAIT_WORKER"
+    pkill -KILL -f "^sshd: ppss"
+  fi
+fi
 exec REAL "$@"
+"""
+_AWAIT_WORKER = """
+import time; from ppss_queue import connect
+with connect() as queue:
+    while b"name=ppss-worker" not in queue.connection.execute("CLIENT", "LIST"):
+        time.sleep(0.05)
 """
