@@ -73,8 +73,12 @@ class Calls:
 
     def __init__(self, keys: Keys, worker: str, nonce: str) -> None:
         self._keys = keys
-        self._worker = worker
+        self.worker = worker
         self._nonce = nonce
+
+    def elsewhere(self, worker: str) -> Calls:
+        """The same in the name of another worker: of items that this one runs on another node."""
+        return Calls(self._keys, worker, self._nonce)
 
     def claim(
         self,
@@ -86,15 +90,19 @@ class Calls:
         without: Iterable[str] = (),
         free: Resources = NOTHING,
         kept_for: str = "",
+        only_on: str | None = None,
     ) -> Call:
         """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs) but `without`.
 
         `has_command`: the worker can run items of runs that have no command. `free`: there is room for items that
-        need so much; `kept_for`: of this, what an item of that run needs is for that run alone.
+        need so much; `kept_for`: of this, what an item of that run needs is for that run alone. `only_on`: the node
+        on which they will run, so that others get what failed there, or "" if there are several; None: the worker's.
         """
-        fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self._worker, want, idle, int(has_command))
+        if only_on is None:
+            only_on = self.worker.rpartition(".")[0] or self.worker
+        fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self.worker, want, idle, int(has_command))
         room = (free.gpus, free.cpus, free.memory_bytes, kept_for)
-        return Call(self._keys, "claim", (*fixed, *room, *runs, *(f"-{run}" for run in without)))
+        return Call(self._keys, "claim", (*fixed, *room, only_on, *runs, *(f"-{run}" for run in without)))
 
     def begin(self, lease: Lease) -> Sequence[Argument]:
         """To be sent just before an item begins to run: from here its attempt counts, should the worker die.
@@ -108,21 +116,21 @@ class Calls:
 
     def start(self, run: str, starts: Iterable[tuple[Lease, int]]) -> Call:
         """(lease, slot) of attempts that have begun, to be shown as running."""
-        flat: list[Argument] = [run, self._worker]
+        flat: list[Argument] = [run, self.worker]
         for lease, slot in starts:
             flat += (lease.member, slot)
         return Call(self._keys, "start", tuple(flat))
 
     def ack(self, run: str, ended: Iterable[tuple[Lease, Outcome, bytes]]) -> Call:
         """(lease, outcome, kept output in RQ's form or nothing)."""
-        flat: list[Argument] = [run, self._worker]
+        flat: list[Argument] = [run, self.worker]
         for lease, outcome, kept in ended:
             flat += (lease.member, outcome.to_json(), f"{outcome.seconds:.6f}", kept)
         return Call(self._keys, "ack", tuple(flat))
 
     def fail(self, run: str, ended: Iterable[tuple[Lease, Outcome, float | None, bytes]]) -> Call:
         """(lease, outcome, seconds until the next attempt or None, output in RQ's form)."""
-        flat: list[Argument] = [run, self._worker]
+        flat: list[Argument] = [run, self.worker]
         for lease, outcome, delay, kept in ended:
             wait = "" if delay is None else f"{delay:.6f}"
             # RQ's dashboard shows failures, and offers to requeue them, only if they have a text.
@@ -141,14 +149,14 @@ class Calls:
         code = "" if outcome.exit_code is None else outcome.exit_code
         wait = "" if delay is None else f"{delay:.6f}"
         told = (outcome.to_json(), f"{outcome.seconds:.6f}", wait, code, in_a_row, int(proven))
-        return Call(self._keys, "doubt", (lease.run, self._worker, lease.member, *told))
+        return Call(self._keys, "doubt", (lease.run, self.worker, lease.member, *told))
 
     def release(self, run: str, leases: Iterable[Lease]) -> Call:
-        return Call(self._keys, "release", (run, self._worker, *(lease.member for lease in leases)))
+        return Call(self._keys, "release", (run, self.worker, *(lease.member for lease in leases)))
 
     def forfeit(self, run: str, leases: Iterable[Lease]) -> Call:
         """Hands back leases that are lost with their hosts, which counts as for a worker that died."""
-        return Call(self._keys, "forfeit", (run, self._worker, *(lease.member for lease in leases)))
+        return Call(self._keys, "forfeit", (run, self.worker, *(lease.member for lease in leases)))
 
     def renew(self, run: str, members: Iterable[str]) -> Call:
         return Call(self._keys, "renew", (run, *members))
@@ -171,10 +179,10 @@ class Calls:
         own, common = (
             [part for pair in (facts or {}).items() for part in pair] for facts in (worker, machine)
         )
-        return Call(self._keys, "heartbeat", (self._worker, WORKER_SILENCE_SECONDS, len(own), *own, *common))
+        return Call(self._keys, "heartbeat", (self.worker, WORKER_SILENCE_SECONDS, len(own), *own, *common))
 
     def retire(self, runs: Iterable[str]) -> Call:
-        return Call(self._keys, "retire", (self._worker, *runs))
+        return Call(self._keys, "retire", (self.worker, *runs))
 
 
 def read_claim(reply: Reply) -> Claimed:
@@ -186,10 +194,10 @@ def read_claim(reply: Reply) -> Claimed:
         values = [text(value) for value in as_list(batch)]
         run, token = values[0], values[1]
         visibility[run] = float(values[2])
-        for at in range(3, len(values), 6):
-            job, description, exact, root, attempts, failures = values[at : at + 6]
+        for at in range(3, len(values), 7):
+            job, description, exact, root, attempts, failures, failed_on = values[at : at + 7]
             item = Item(seq_of_job(job), exact or description, int(root or 0))
-            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0)))
+            leases.append(Lease(run, token, item, int(attempts or 0), int(failures or 0), failed_on))
     wake, open_runs = text(parts[0]), integer(parts[1])
     waiting = read_members(parts[3])
     return Claimed(

@@ -187,6 +187,8 @@ class Lease:
     """Attempts started before this one."""
     failures: int
     """Failed attempts that count against the retries."""
+    failed_on: str = ""
+    """The node that may be to blame for its last failure, so that another one is to try it."""
 
     @cached_property
     def job(self) -> str:

@@ -2,10 +2,12 @@
 -- Returns {seconds until something may be claimable or '', open runs or -1 (RQ is suspended),
 --          a run newer than this worker or '', {run, what an item needs, ...} of runs for which there is no room,
 --          1 if other nodes are there or 0, batch...}
--- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, job, ...}.
+-- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, doubted on, job, ...};
+-- doubted on: the node on which it failed, so that another one is to try it, or ''.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
 --       runs without one or 0, GPUs, CPUs and bytes of memory that are free there, run for whose next item these
---       are kept or '', allowed run or -excluded run... (no allowed one: all)
+--       are kept or '', the node on which all of it will run or '' (there are several), allowed run or
+--       -excluded run... (no allowed one: all)
 --       A worker whose node is paused is given nothing, and told no time: it hears of a change by itself.
 local refused = check_schema(ARGV[1])
 if refused then return refused end
@@ -17,7 +19,7 @@ end
 local node = node_of(worker)
 if redis.call('HEXISTS', node_key(node), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
-for index = 12, #ARGV do
+for index = 13, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')
   if run then excluded[run] = true else allowed[ARGV[index]] = true end
 end
@@ -90,14 +92,16 @@ local function believe(run, job, delay)
   check_halt(run)
 end
 
--- Items of the run that failed on this node, and wait for another one to try them; how many these are.
-local function doubts_here(run)
-  local here, count, alone = {}, 0, nil
+-- Items of the run that failed where all of it will run, and wait for another node to try them; how many these are;
+-- the nodes on which items failed, by item.
+local function doubts_of(run)
+  local here, count, failed_on, alone = {}, 0, {}, nil
   local doubts = redis.call('HGETALL', doubts_key(run))
   for index = 1, #doubts, 2 do
     local job, patience, delay, first = doubts[index], parse_doubt(doubts[index + 1])
-    if first == node then
-      if alone == nil then alone = not other_node(run, node) end
+    failed_on[job] = first
+    if first == ARGV[12] then
+      if alone == nil then alone = not other_node(run, first) end
       local status = redis.call('HGET', job_key(job), 'status')
       if status == 'queued' and (alone or (tonumber(patience) or NOW) < NOW) then
         believe(run, job, delay)
@@ -108,7 +112,7 @@ local function doubts_here(run)
       end
     end
   end
-  return here, count
+  return here, count, failed_on
 end
 
 -- Up to `limit` ready items, but those in `doubts`, which stay where they are.
@@ -150,7 +154,7 @@ local function take(run, limit, max_lost, visibility, doubts, count)
   return jobs
 end
 
-local function lease(run, jobs, visibility)
+local function lease(run, jobs, visibility, failed_on)
   local token = string.format('%d-%s', redis.call('INCR', P .. 'tokens'), ARGV[3])
   local batch, leases = { run, token, visibility }, {}
   for _, job in ipairs(jobs) do
@@ -160,6 +164,7 @@ local function lease(run, jobs, visibility)
       leases[#leases + 1] = job .. ':' .. token
       batch[#batch + 1] = job
       for index = 1, 5 do batch[#batch + 1] = values[index] or '' end
+      batch[#batch + 1] = failed_on[job] or ''
     end
   end
   for first = 1, #leases, 1000 do
@@ -210,12 +215,12 @@ for index = 1, #passes, 2 do
     end
     local needs = values[6] and amounts(values[6])
     local most = needs and math.min(want, room_for(run, needs)) or want
-    local doubts, count = {}, 0
-    if can_run and most > 0 then doubts, count = doubts_here(run) end
+    local doubts, count, failed_on = {}, 0, {}
+    if can_run and most > 0 then doubts, count, failed_on = doubts_of(run) end
     if can_run and reply[3] ~= run and want > 0 and count < DOUBTS_MAX then
       local jobs = most > 0 and take(run, most, tonumber(values[4]), tonumber(values[2]), doubts, count) or {}
       if #jobs > 0 then
-        local batch, taken = lease(run, jobs, values[2])
+        local batch, taken = lease(run, jobs, values[2], failed_on)
         if taken > 0 then
           local alone = redis.call('SCARD', R .. 'workers:' .. run) == 0
           redis.call(alone and 'HSET' or 'HSETNX', run_key(run), 'since', NOW) -- where its rate is counted from

@@ -10,7 +10,7 @@ local wip = registry('wip', run)
 local running, workers = redis.call('ZCOUNT', wip, NOW + BEGUN, '+inf'), {}
 local expired = redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY) + redis.call('ZCOUNT', wip, BEGUN, NOW + BEGUN)
 for _, key in ipairs(redis.call('SMEMBERS', R .. 'workers:' .. run)) do
-  if redis.call('EXISTS', key) == 1 then workers[#workers + 1] = key end
+  if redis.call('EXISTS', key) == 1 and redis.call('HGET', key, 'slots') ~= '0' then workers[#workers + 1] = key end
 end
 -- The last 512 ends, or all since the first of these items was handed out: what came before was idle time.
 local since, recent = tonumber(redis.call('HGET', run_key(run), 'since')), {}

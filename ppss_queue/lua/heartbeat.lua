@@ -15,7 +15,8 @@ worker_idle(worker) -- what it ran may have been deleted from a dashboard
 redis.call('EXPIRE', key, silence)
 redis.call('EXPIRE', key .. ':executions', silence)
 redis.call('SADD', R .. 'workers', key)
-redis.call('ZADD', P .. 'nodes', NOW, node)
+-- A worker without slots runs all its items on agentless nodes, which have heartbeats of their own.
+if redis.call('HGET', key, 'slots') ~= '0' then redis.call('ZADD', P .. 'nodes', NOW, node) end
 redis.call('SADD', crew_key(node), worker)
 if #ARGV > 3 + words then
   redis.call('HSET', facts_key(node), unpack(ARGV, 4 + words))

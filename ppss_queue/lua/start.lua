@@ -6,6 +6,7 @@
 go_on_when_full()
 local run, worker = ARGV[1], ARGV[2]
 local lost, now = {}, iso(NOW)
+redis.call('SADD', R .. 'workers:' .. run, R .. 'worker:' .. worker) -- another one than claimed, for an agentless node
 for index = 3, #ARGV, 2 do
   local member = ARGV[index]
   local job, token = split_member(member)

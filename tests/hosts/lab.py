@@ -67,14 +67,19 @@ class Host:
         is an AssertionError that shows stderr. At the time-out the command gets SIGTERM, and so do ssh's clients,
         but not what these have started on other hosts.
         """
-        done = subprocess.run(
-            self._argv(argv, user, env),
-            env=self.lab.environment,
-            input=os.fsencode(stdin),
-            capture_output=True,
-            timeout=timeout_seconds,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                self._argv(argv, user, env),
+                env=self.lab.environment,
+                input=os.fsencode(stdin),
+                capture_output=True,
+                timeout=timeout_seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            said = os.fsdecode((late.stderr or b"") + (late.stdout or b""))
+            what = f"{self.name}: {shlex.join(argv)}: no end within {timeout_seconds:g} s"
+            raise AssertionError(f"{what}\n{said}") from None
         out, err = os.fsdecode(done.stdout), os.fsdecode(done.stderr)
         if check:
             assert done.returncode == 0, f"{self.name}: {shlex.join(argv)}: {done.returncode}\n{err}{out}"

@@ -205,10 +205,12 @@ def test_room_is_kept_for_a_run_that_too_many_items_overtook(tmp_path: Path) -> 
 class _Here:
     """A host of whose slots only the numbers matter."""
 
+    name = "here"
     is_here = True
 
 
 class _Elsewhere:
+    name = "elsewhere"
     is_here = False
 
 

@@ -16,7 +16,7 @@ from ppss_queue.model import Lease, Outcome
 from ppss_queue.units import format_duration
 from ppss_worker.captures import last_line
 from ppss_worker.deliveries import Deliveries
-from ppss_worker.hosts import Slot
+from ppss_worker.hosts import Host, Slot
 from ppss_worker.link import Link
 from ppss_worker.observer import Observer, Verdict
 from ppss_worker.outbox import Outbox
@@ -56,6 +56,10 @@ class Attempts:
     def commands(self) -> int:
         """Running commands alone, which need no Redis to end."""
         return len(self._running)
+
+    def on(self, host: Host) -> int:
+        """Commands that run on this host; may be asked in any thread."""
+        return sum(running.slot.host is host for running in list(self._running.values()))
 
     @property
     def leases(self) -> Iterator[Lease]:
@@ -115,7 +119,7 @@ class Attempts:
         if running is None or running.stopped is not None:
             return False
         self._link.tell([self._calls.begin(running.lease)])
-        self._outbox.begun(running.lease, running.slot.number)
+        self._outbox.begun(running.lease, running.slot)
         self._runs_since(running, time.monotonic())
         return True
 
@@ -233,10 +237,20 @@ class Attempts:
                 soonest = running.timeout_at
         return soonest
 
-    def stop_all(self, reason: str | None = None, *, run: str | None = None, at_once: bool = False) -> None:
-        """Ends all commands (of one run): SIGTERM, SIGKILL after the grace time or at once. Their items go back."""
+    def stop_all(
+        self,
+        reason: str | None = None,
+        *,
+        run: str | None = None,
+        host: Host | None = None,
+        at_once: bool = False,
+    ) -> None:
+        """Ends all commands (of one run, on one host): SIGTERM, SIGKILL after the grace time or at once.
+
+        Their items go back.
+        """
         for running in self._running.values():
-            if run in (None, running.run.id):
+            if run in (None, running.run.id) and host in (None, running.slot.host):
                 if at_once:
                     running.stopped = running.stopped or "released"
                     running.child.kill()

@@ -114,11 +114,12 @@ class Claims:
         return min(PREFETCH_MAX, int(slots * ahead_seconds / seconds_each))
 
     def send_if_wanted(
-        self, now: float, *, idle: int, ahead: int, prefetch: int, nothing_held: bool
+        self, now: float, *, idle: int, ahead: int, prefetch: int, nothing_held: bool, only_on: str | None
     ) -> float:
         """Queues a claim if there is reason to; returns the seconds until there may be one.
 
-        `idle`: slots without an item; `ahead`: items held for no slot yet; `nothing_held`: nor does one run.
+        `idle`: slots without an item; `ahead`: items held for no slot yet; `nothing_held`: nor does one run;
+        `only_on`: see `Calls.claim`.
         Raises ConnectFailed.
         """
         want = idle + prefetch - ahead
@@ -147,6 +148,7 @@ class Claims:
             without=self._left_alone(now),
             free=self._room.free,
             kept_for=self._room.kept_for,
+            only_on=only_on,
         )
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)
         return LOOK_AGAIN_SECONDS

@@ -70,4 +70,4 @@ class Dealer:
         if not begun:
             self.take_back(slot)
         elif slot.host.is_here:
-            self._outbox.begun(lease, slot.number)
+            self._outbox.begun(lease, slot)

@@ -20,6 +20,8 @@ class Hand:
 
     def __init__(self, room: Room) -> None:
         self._room = room
+        self.hosts: list[Host] = []
+        """All that have slots, or may."""
         self._shares: dict[str, Share] = {}
         """Of items in hand that said what they need, by member."""
         self._in_use: dict[Slot, Share] = {}
@@ -30,6 +32,8 @@ class Hand:
         """By member."""
         self._here_only: set[str] = set()
         """Members that need a slot of this machine."""
+        self._doubted: set[str] = set()
+        """Members that need another host than that on which they failed."""
 
     def __len__(self) -> int:
         """Items."""
@@ -48,6 +52,12 @@ class Hand:
     def ahead(self) -> int:
         """Items for which there is no slot yet."""
         return max(0, len(self) - len(self._slots))
+
+    @property
+    def only_on(self) -> str | None:
+        """The host of all slots; "": there are several; None: none has any."""
+        usable = [host.name for host in self.hosts if host.is_usable]
+        return None if not usable else usable[0] if len(usable) == 1 else ""
 
     def free(self, *slots: Slot) -> None:
         for slot in slots:
@@ -91,6 +101,8 @@ class Hand:
         self._leases.extend(leases)
         if here_only:
             self._here_only.update(lease.member for lease in leases)
+        if len(self.hosts) > 1:
+            self._doubted.update(lease.member for lease in leases if lease.failed_on)
 
     def expect(self, leases: Iterable[Lease]) -> None:
         """Their files are on the way."""
@@ -105,7 +117,7 @@ class Hand:
 
     def deal(self) -> list[tuple[Lease, Slot]]:
         """Takes out all pairs of an item and a slot."""
-        if self._here_only:
+        if self._here_only or self._doubted:
             dealt = self._deal_one_by_one()
         else:
             pairs = min(len(self._slots), len(self._leases))
@@ -121,8 +133,7 @@ class Hand:
     def _deal_one_by_one(self) -> list[tuple[Lease, Slot]]:
         dealt = []
         for lease in list(self._leases):
-            here_only = lease.member in self._here_only
-            slots = [slot for slot in self._slots if slot.host.is_here or not here_only]
+            slots = [slot for slot in self._slots if self._suits(lease, slot.host)]
             if slots:
                 slot = min(slots)
                 dealt.append((lease, slot))
@@ -130,7 +141,14 @@ class Hand:
         for lease, _ in dealt:
             self._leases.remove(lease)
             self._here_only.discard(lease.member)
+            self._doubted.discard(lease.member)
         return dealt
+
+    def _suits(self, lease: Lease, host: Host) -> bool:
+        if lease.member in self._here_only and not host.is_here:
+            return False
+        others = (other for other in self.hosts if other is not host)
+        return lease.failed_on != host.name or not any(other.is_usable for other in others)
 
     def give_up(self, run: str | None = None, *, keep: int = 0) -> list[Lease]:
         """Takes out the items of this run, or all, in order; of these, the first `keep` stay."""
@@ -144,5 +162,6 @@ class Hand:
         for member in members & self._coming.keys():
             del self._coming[member]
         self._here_only.difference_update(members)
+        self._doubted.difference_update(members)
         for member in members & self._shares.keys():
             self._room.give_back(self._shares.pop(member))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ppss_queue.calls import Calls
 from ppss_queue.command import ItemValues
 from ppss_queue.model import Lease
 from ppss_worker.launch import Launcher
@@ -20,6 +21,14 @@ class Host(Protocol):
     @property
     def name(self) -> str:
         """PPSS_NODE"""
+
+    @property
+    def calls(self) -> Calls:
+        """In the name of the worker that Redis knows there."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has slots for items, in use or not."""
 
     @property
     def is_here(self) -> bool:
@@ -61,13 +70,24 @@ class ThisHost:
     is_here = True
 
     def __init__(
-        self, name: str, launcher: Launcher, workplace: Callable[[Lease, ActiveRun], Workplace]
+        self,
+        name: str,
+        calls: Calls,
+        launcher: Launcher,
+        workplace: Callable[[Lease, ActiveRun], Workplace],
+        has_slots: Callable[[], bool],
     ) -> None:
+        self._has_slots = has_slots
         self.name = name
+        self.calls = calls
         self.workplace = workplace
         self.start = launcher.start
         self.finish = launcher.finish
         self.release = launcher.release
+
+    @property
+    def is_usable(self) -> bool:
+        return self._has_slots()
 
     def takes_back(self, slot: Slot) -> bool:
         return True

@@ -101,6 +101,7 @@ class Intake:
             ahead=self.hand.ahead,
             prefetch=prefetch,
             nothing_held=not running and not self.hand,
+            only_on=self.hand.only_on,
         )
         if self.hand and stalled_seconds <= HOLD_SECONDS:
             wait = min(wait, HOLD_SECONDS - stalled_seconds + 0.01)

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -36,14 +36,21 @@ class LeaseKeeper:
     """Renews at a third of the shortest visibility timeout, so that two renewals may get lost."""
 
     def __init__(
-        self, connection: Connection, keys: Keys, calls: Calls, heartbeat: Callable[[], Call]
+        self,
+        connection: Connection,
+        keys: Keys,
+        calls: Calls,
+        heartbeats: Callable[[], Mapping[str, Call]],
     ) -> None:
-        """`connection` need not be open. `heartbeat`: builds one; called in the thread."""
+        """`connection` need not be open.
+
+        `heartbeats`: builds them, by worker: one for each node on which this one runs items. Called in the thread.
+        """
         self._connection = connection
         self._calls = calls
-        self._build_heartbeat = heartbeat
-        self.wishes = Wishes()
-        """What is wished of the node, as the last heartbeat was told."""
+        self._build_heartbeats = heartbeats
+        self.wishes: Mapping[str, Wishes] = {}
+        """What is wished of each node, by worker, as its last heartbeat was told."""
         self._control = ChangeListener(connection, [keys.control])
         self._lock = threading.Lock()
         self._members: dict[str, set[str]] = {}
@@ -190,9 +197,13 @@ class LeaseKeeper:
             os.write(self._writer, b"!")
 
     def _heartbeat(self) -> None:
-        before = self.wishes
-        self.wishes = read_wishes(scripts.run(self._connection, self._build_heartbeat()))
-        if replace(self.wishes, at=before.at) != before:
+        calls, before = self._build_heartbeats(), self.wishes
+        replies = scripts.run_many(self._connection, list(calls.values()))
+        self.wishes = dict(zip(calls, map(read_wishes, replies), strict=True))
+        if any(
+            replace(told, at=0.0) != replace(before.get(worker, Wishes()), at=0.0)
+            for worker, told in self.wishes.items()
+        ):
             self._tell()
 
     def _open(self) -> None:

@@ -1,11 +1,12 @@
-"""Second opinions: an item that failed here, perhaps for this node's fault, is tried on another node.
+"""Second opinions: an item that failed, perhaps for its node's fault, is tried on another node.
 
-`doubt.lua` decides; what this worker knows of its own successes and failures it is told. Nobody is asked where there
-is no other node.
+`doubt.lua` decides; what this worker knows of successes and failures on its hosts it is told. Nobody is asked where
+there is no other node.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ NO_PROGRAM = (126, 127)
 
 @dataclass(slots=True)
 class _Record:
-    """What became of a run's items here."""
+    """What became of a run's items on one host."""
 
     proven: bool = False
     """One succeeded."""
@@ -31,10 +32,10 @@ class _Record:
 class Opinions:
     """Used by the worker's one thread."""
 
-    def __init__(self, link: Link, calls: Calls) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
-        self._calls = calls
-        self._records: dict[str, _Record] = {}
+        self._records: dict[tuple[Calls, str], _Record] = defaultdict(_Record)
+        """By host and run."""
         self._under_way: dict[str, Lease] = {}
         self.others = False
         """Whether there are other nodes, as the last claim was told."""
@@ -47,8 +48,8 @@ class Opinions:
         """Of items whose failure nobody has judged yet."""
         yield from self._under_way.values()
 
-    def succeeded(self, run: str) -> None:
-        record = self._records.setdefault(run, _Record())
+    def succeeded(self, running: Running) -> None:
+        record = self._records[running.slot.host.calls, running.run.id]
         record.proven, record.in_a_row = True, 0
 
     def failed(
@@ -58,7 +59,8 @@ class Opinions:
 
         `delay`: seconds until the next attempt, or None.
         """
-        record = self._records.setdefault(running.run.id, _Record())
+        calls = running.slot.host.calls
+        record = self._records[calls, running.run.id]
         record.in_a_row += 1
         to_blame = outcome.exit_code in NO_PROGRAM or not record.proven or record.in_a_row >= 3
         # The process of a function is needed for the next item, before an answer could come.
@@ -71,8 +73,6 @@ class Opinions:
             del self._under_way[member]
             on_answer(reply == 1)
 
-        call = self._calls.doubt(
-            running.lease, outcome, delay, in_a_row=record.in_a_row, proven=record.proven
-        )
+        call = calls.doubt(running.lease, outcome, delay, in_a_row=record.in_a_row, proven=record.proven)
         self._link.send(call, answered)
         return True

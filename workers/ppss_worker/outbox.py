@@ -12,6 +12,7 @@ from ppss_queue.calls import Calls
 from ppss_queue.connection import Reply
 from ppss_queue.model import Lease, Outcome
 from ppss_queue.replies import read_members
+from ppss_worker.hosts import Slot
 from ppss_worker.link import Link
 
 BATCH = 64
@@ -36,26 +37,31 @@ class Outbox:
         self._calls = calls
         self._on_lost = on_lost
         self._on_told = on_told
-        self._acks: dict[str, list[tuple[Lease, Outcome, bytes]]] = defaultdict(list)
-        self._fails: dict[str, list[tuple[Lease, Outcome, float | None, bytes]]] = defaultdict(list)
+        self._acks: dict[tuple[Calls, str], list[tuple[Lease, Outcome, bytes]]] = defaultdict(list)
+        self._fails: dict[tuple[Calls, str], list[tuple[Lease, Outcome, float | None, bytes]]] = defaultdict(
+            list
+        )
         self._releases: dict[str, list[Lease]] = defaultdict(list)
         self._forfeits: dict[str, list[Lease]] = defaultdict(list)
-        self._begun: dict[str, tuple[Lease, int, float]] = {}
+        self._begun: dict[str, tuple[Lease, Slot, float]] = {}
         """By member, oldest first: what runs and is not shown yet, with its slot and when it began."""
         self._count = 0
         self._oldest = 0.0
 
-    def begun(self, lease: Lease, slot: int) -> None:
+    def begun(self, lease: Lease, slot: Slot) -> None:
         """It is shown as running if it is not over very soon."""
         self._begun[lease.member] = (lease, slot, time.monotonic())
 
-    def ack(self, lease: Lease, outcome: Outcome, kept: bytes) -> None:
-        self._acks[lease.run].append((lease, outcome, kept))
+    def ack(self, calls: Calls, lease: Lease, outcome: Outcome, kept: bytes) -> None:
+        """`calls`: of the host on which it ran."""
+        self._acks[calls, lease.run].append((lease, outcome, kept))
         self._added(lease)
 
-    def fail(self, lease: Lease, outcome: Outcome, delay_seconds: float | None, kept: bytes) -> None:
-        """`delay_seconds` until the next attempt; None: there shall be none."""
-        self._fails[lease.run].append((lease, outcome, delay_seconds, kept))
+    def fail(
+        self, calls: Calls, lease: Lease, outcome: Outcome, delay_seconds: float | None, kept: bytes
+    ) -> None:
+        """`calls`: as for `ack`; `delay_seconds` until the next attempt; None: there shall be none."""
+        self._fails[calls, lease.run].append((lease, outcome, delay_seconds, kept))
         self._added(lease)
 
     def release(self, leases: Sequence[Lease]) -> None:
@@ -99,10 +105,10 @@ class Outbox:
             self._show()
         if not self._count:
             return
-        for run, acks in self._acks.items():
-            self._link.send(self._calls.ack(run, acks), self._report)
-        for run, fails in self._fails.items():
-            self._link.send(self._calls.fail(run, fails), self._report)
+        for (calls, run), acks in self._acks.items():
+            self._link.send(calls.ack(run, acks), self._report)
+        for (calls, run), fails in self._fails.items():
+            self._link.send(calls.fail(run, fails), self._report)
         for run, leases in self._releases.items():
             self._link.send(self._calls.release(run, leases), lambda reply: None)
         for run, leases in self._forfeits.items():
@@ -113,14 +119,14 @@ class Outbox:
 
     def _show(self) -> None:
         before = time.monotonic() - DELAY_SECONDS
-        starts: dict[str, list[tuple[Lease, int]]] = defaultdict(list)
+        starts: dict[tuple[Calls, str], list[tuple[Lease, int]]] = defaultdict(list)
         for member, (lease, slot, at) in list(self._begun.items()):
             if at > before:
                 break
-            starts[lease.run].append((lease, slot))
+            starts[slot.host.calls, lease.run].append((lease, slot.number))
             del self._begun[member]
-        for run, shown in starts.items():
-            self._link.send(self._calls.start(run, shown), self._report)
+        for (calls, run), shown in starts.items():
+            self._link.send(calls.start(run, shown), self._report)
 
     def _added(self, lease: Lease) -> None:
         if not self._count:

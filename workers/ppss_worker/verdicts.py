@@ -6,6 +6,7 @@ The outbox is told, and the observer.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -51,9 +52,9 @@ class Verdicts:
         self._outbox = outbox
         self._observer = observer
         self._on_failure = on_failure
-        self.opinions = Opinions(link, calls)
-        self.ended_count = 0
-        """Items that succeeded, failed, or are tried again."""
+        self.opinions = Opinions(link)
+        self.ended_counts: Counter[str] = Counter()
+        """Items that succeeded, failed, or are tried again, by host."""
 
     def not_published(self, running: Running, outcome: Outcome, error: PpssError) -> None:
         """Its command succeeded, or could not, as there was no room; `error`: why its outputs are not in place."""
@@ -73,25 +74,23 @@ class Verdicts:
 
     def end(self, running: Running, outcome: Outcome, *, final: bool = False) -> None:
         """The item succeeded, or failed: `final` for failures that another attempt would only repeat."""
-        self.ended_count += 1
-        lease, spec = running.lease, running.run.spec
+        lease, spec, host = running.lease, running.run.spec, running.slot.host
+        self.ended_counts[host.name] += 1
         succeeded = outcome.exit_code == 0 and (
             outcome.reason is None or outcome.reason.startswith("skipped")
         )
         kept = _kept(running.child) if spec.keep_output or not succeeded else b""
         if succeeded:
-            if running.slot.host.is_here:
-                self.opinions.succeeded(lease.run)
+            self.opinions.succeeded(running)
             self._tell(running)
-            self._outbox.ack(lease, outcome, kept)
+            self._outbox.ack(host.calls, lease, outcome, kept)
             self.close(running, outcome, Verdict.SUCCEEDED)
             return
         delay = None
         if not final and spec.retry.applies_to(None if running.stopped else outcome.exit_code):
             delay = spec.retry.delay_after(lease.failures + 1, random.random())
         judge = partial(self._judged, running, outcome, kept, delay)
-        # Redis knows the node of this worker only, so of another host nobody is asked.
-        by_itself = outcome.reason is None and running.stopped is None and running.slot.host.is_here
+        by_itself = outcome.reason is None and running.stopped is None
         if final or not by_itself or not self.opinions.failed(running, outcome, delay, judge):
             judge(elsewhere=False)
 
@@ -107,7 +106,7 @@ class Verdicts:
         again = delay is not None and lease.failures < spec.retry.retries
         if not again:
             self._tell(running)
-        self._outbox.fail(lease, outcome, delay, kept)
+        self._outbox.fail(running.slot.host.calls, lease, outcome, delay, kept)
         self.close(running, outcome, Verdict.RETRY if again else Verdict.FAILED, delay)
 
     def _tell(self, running: Running) -> None:

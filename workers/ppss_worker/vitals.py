@@ -1,4 +1,4 @@
-"""What a heartbeat tells about the worker."""
+"""What heartbeats tell about the worker, and about the agentless nodes on which it runs items."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import os
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ppss_queue import __version__
+from ppss_queue.calls import Calls
 from ppss_queue.resp import Argument
+from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.intake import Intake
 from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings
 from ppss_worker.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from ppss_worker.agentless.host import AgentlessHost
 
 _PACE_SECONDS = 60.0
 
@@ -32,9 +38,44 @@ class Vitals:
         self._intake = intake
         self._room = room
         self._verdicts = verdicts
-        self._pace = Pace()
+        self._paces: dict[str, Pace] = defaultdict(Pace)
 
-    def now(self, attempts: Attempts, *, stopping: bool) -> Mapping[str, Argument]:
+    def heartbeats(
+        self,
+        calls: Calls,
+        attempts: Attempts,
+        elsewhere: Sequence[AgentlessHost],
+        machine: Mapping[str, Argument],
+        *,
+        stopping: bool,
+    ) -> Mapping[str, Call]:
+        """By worker: of the one that this process is, and those that it stands for on other hosts."""
+        beats = {calls.worker: calls.heartbeat(self._here(attempts, elsewhere, stopping=stopping), machine)}
+        for host in elsewhere:
+            if host.is_shown:
+                told = self._there(attempts, host, stopping=stopping or host.is_stopping)
+                beats[host.calls.worker] = host.calls.heartbeat(told, host.facts)
+        return beats
+
+    def _here(
+        self, attempts: Attempts, elsewhere: Sequence[AgentlessHost], *, stopping: bool
+    ) -> Mapping[str, Argument]:
+        leased = len(attempts) + len(self._intake.hand) - sum(attempts.on(host) for host in elsewhere)
+        total = self._room.total
+        return {
+            **self._common(self._settings.node, stopping=stopping),
+            "slots": self._intake.slots,
+            "leased": leased,
+            "gpus": total.gpus,
+            "cpus": total.cpus,
+            "memory_bytes": total.memory_bytes,
+        }
+
+    def _there(self, attempts: Attempts, host: AgentlessHost, *, stopping: bool) -> Mapping[str, Argument]:
+        common = self._common(host.name, stopping=stopping)
+        return {**common, "slots": host.slots, "leased": attempts.on(host)}
+
+    def _common(self, node: str, *, stopping: bool) -> Mapping[str, Argument]:
         """Some for RQ's views, the others for `nodes.lua` and for who looks for another node (lib.lua)."""
         served = self._settings.runs
         return {
@@ -43,16 +84,11 @@ class Vitals:
             "version": __version__,
             "python_version": sys.version.split()[0],
             "queues": ",".join(sorted(self._runs) or served),
-            "node": self._settings.node,
-            "slots": self._intake.slots + self._settings.slots_elsewhere,
-            "leased": len(attempts) + len(self._intake.hand),
-            "rate": f"{self._pace.per_second(self._verdicts.ended_count):.3f}",
+            "node": node,
+            "rate": f"{self._paces[node].per_second(self._verdicts.ended_counts[node]):.3f}",
             "serves": ",".join(served),
             "command": int(self._settings.command is not None),
             "stopping": int(stopping),
-            "gpus": self._room.total.gpus,
-            "cpus": self._room.total.cpus,
-            "memory_bytes": self._room.total.memory_bytes,
             **self._intake.troubles,
         }
 

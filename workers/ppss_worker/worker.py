@@ -38,7 +38,7 @@ from ppss_worker.link import Link
 from ppss_worker.machine import machine_facts, take_name
 from ppss_worker.maps import NO_MAPS
 from ppss_worker.observer import Observer
-from ppss_worker.orders import Orders
+from ppss_worker.orders import Orders, ThisNode
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Spawner
 from ppss_worker.room import Room
@@ -100,7 +100,7 @@ class Worker:
             on_unheard=lambda: self._housekeeping.soon(),
         )
         leases = self._connection.clone(name="ppss-leases", opened=False)
-        self._keeper = LeaseKeeper(leases, keys, self._calls, self._heartbeat)
+        self._keeper = LeaseKeeper(leases, keys, self._calls, self._heartbeats)
         stage = settings.stage
         self._stage: Stage | None = None
         if open_files is not None and stage is not None:
@@ -133,7 +133,8 @@ class Worker:
             self._link, self._calls, self._outbox, observer, self._fail, prints=settings.prints
         )
         self._vitals = Vitals(settings, self._runs, self._intake, self._room, self._verdicts)
-        self._orders = Orders(settings, self._intake, self._claims, self._keeper, self.stop, observer.warn)
+        here = ThisNode(self._intake, self._claims, self._keeper, self.stop)
+        self._orders = Orders(settings.node, settings.slots, here, observer.warn)
         self._ending = Ending()
         self._fleet: Fleet | None = None
         self._lifeline = Lifeline(self._link, self._claims, observer.warn, self._mended)
@@ -200,7 +201,14 @@ class Worker:
             on_output = self._observer.output if self._settings.line_buffer else None
             launcher = Launcher(spawner, selector, self._answered, on_output)
             stack.callback(launcher.close)
-            self._intake.here = ThisHost(self._settings.node, launcher, self._intake.workplace)
+            self._intake.here = ThisHost(
+                self._settings.node,
+                self._calls,
+                launcher,
+                self._intake.workplace,
+                lambda: self._intake.slots > 0,
+            )
+            self._hand.hosts.append(self._intake.here)
             self._intake.resize(self._settings.slots)
             self._attempts = Attempts(self._link, self._calls, self._outbox, self._observer, self._verdicts)
             self._dealer = Dealer(
@@ -209,6 +217,7 @@ class Worker:
             if self._settings.nodes:
                 self._fleet = self._make_fleet(spawner.captures, on_output)
                 stack.callback(self._fleet.close)
+                self._hand.hosts += self._fleet.hosts
                 self._fleet.start()
                 selector.register(self._fleet.fileno(), selectors.EVENT_READ, self._fleet.hear)
             signals = stack.enter_context(ChildSignals())
@@ -233,7 +242,7 @@ class Worker:
     def _open(self) -> None:
         """Raises ConnectFailed."""
         self._keeper.start()
-        self._orders.obey(self._keeper.wishes)
+        self._obey()
         self._connection.revive()
         self._claims.start(self._settings.start_delay_seconds)
 
@@ -241,12 +250,16 @@ class Worker:
         from ppss_worker.agentless import fleet  # costs start-up time that few workers need
 
         worker = fleet.Worker(
+            self._calls,
             self._hand,
             self._attempts,
             self._dealer.take_back,
             self._claims.wake,
             self._observer.warn,
             self._fail,
+            self.stop,
+            self._keeper.beat,
+            self._retire,
             on_output,
             lambda: not self._lifeline.lost,
             has_slots=self._settings.slots > 0,
@@ -310,7 +323,9 @@ class Worker:
         self._keeper.stop()  # a heartbeat that came after the retirement would show a dead worker
         with suppress(PpssError):
             self._outbox.send()
-            self._link.send(self._calls.retire(self._runs), lambda reply: None)
+            self._retire(self._calls)
+            if self._fleet is not None:
+                self._fleet.retire()
             self._housekeeping.sweep()
             self._link.finish(STOPPING_PATIENCE_SECONDS)
         self._connection.close()
@@ -360,7 +375,14 @@ class Worker:
             if news.state == "paused" and news.reason.startswith("halted now"):
                 self._attempts.stop_all(run=news.run)
             self._claims.wake()
-        self._orders.obey(self._keeper.wishes)
+        self._obey()
+
+    def _obey(self) -> None:
+        wishes = self._keeper.wishes
+        if self.name in wishes:  # else there was no heartbeat yet
+            self._orders.obey(wishes[self.name])
+        if self._fleet is not None:
+            self._fleet.obey(wishes)
 
     def _on_signals(self, signals: ChildSignals, spawner: Spawner) -> None:
         for number in signals.drain():
@@ -385,10 +407,16 @@ class Worker:
 
     # Small things
 
+    def _retire(self, calls: Calls) -> None:
+        self._link.send(calls.retire(self._runs), lambda reply: None)
+
     def _holds_items_of(self, run: str) -> bool:
         return any(lease.run == run for lease in self._leases())
 
-    def _heartbeat(self) -> Call:
+    def _heartbeats(self) -> Mapping[str, Call]:
         """Called in the thread of the keeper."""
-        own = self._vitals.now(self._attempts, stopping=self._ending.how > Stop.NO)
-        return self._calls.heartbeat(own, machine_facts(self._stage))
+        stopping = self._ending.how > Stop.NO
+        hosts = self._fleet.hosts if self._fleet is not None else ()
+        return self._vitals.heartbeats(
+            self._calls, self._attempts, hosts, machine_facts(self._stage), stopping=stopping
+        )

@@ -55,6 +55,8 @@ class Session:
         """No command of an earlier session runs any more."""
         self.dies_at = dies_at
         """When its guard ends it, time.monotonic(), unless it hears another answer."""
+        self.load = ""
+        """Of one minute, if the node has told it."""
         self.is_gone = False
         """The node has said that all commands are dead."""
         self.requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -225,6 +227,7 @@ class Agent:
                 if parts[0] == b"beat":
                     limit_seconds = self.limit_seconds
                     session.dies_at = now + limit_seconds
+                    session.load = parts[2].decode() if len(parts) > 2 else ""
                     session.requests.put(beat_reply(parts[1], limit_seconds))
                 elif parts[0] == b"gone":
                     session.is_gone = True

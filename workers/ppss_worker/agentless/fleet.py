@@ -6,13 +6,14 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
+from ppss_queue.calls import Calls, Wishes
 from ppss_queue.model import Lease
 from ppss_queue.ssh.line import Line
 from ppss_queue.ssh.wire import leave_signals_alone
@@ -23,7 +24,7 @@ from ppss_worker.attempts import Attempts
 from ppss_worker.captures import Captures
 from ppss_worker.hand import Hand
 from ppss_worker.hosts import Slot
-from ppss_worker.settings import AgentlessNode
+from ppss_worker.settings import AgentlessNode, Stop
 
 CARRIERS = 16
 """Threads that carry files, of all nodes together; there are none before there are files."""
@@ -35,6 +36,7 @@ CLOSE_SECONDS = 10.0
 class Worker:
     """What the fleet needs of the worker. All of it is for the main thread."""
 
+    calls: Calls
     hand: Hand
     attempts: Attempts
     freed: Callable[[Slot | None], None]
@@ -42,6 +44,11 @@ class Worker:
     """There may be something to claim."""
     warn: Callable[[str], None]
     fail: Callable[[Exception], None]
+    stop: Callable[[Stop], None]
+    beat: Callable[[], None]
+    """All should know at once what has become of a node."""
+    retire: Callable[[Calls], None]
+    """Nobody works in this name any more."""
     on_output: Callable[[Lease, int, bytes], None] | None
     """Hears what commands printed, where it is to be shown at once."""
     is_connected: Callable[[], bool]
@@ -54,17 +61,8 @@ class Fleet:
     """For the main thread, but for `post`; `fileno` tells when `hear` has something to do."""
 
     def __init__(self, nodes: Sequence[AgentlessNode], worker: Worker, captures: Captures) -> None:
-        self.hand, self.attempts = worker.hand, worker.attempts
-        self.freed, self.wake, self.warn, self.on_output = (
-            worker.freed,
-            worker.wake,
-            worker.warn,
-            worker.on_output,
-        )
+        self.worker = worker
         self.closing = False
-        self.is_connected = worker.is_connected
-        self._fail = worker.fail
-        self._has_slots_here = worker.has_slots
         self._reader, self._writer = os.pipe()
         for descriptor in (self._reader, self._writer):
             os.set_blocking(descriptor, False)
@@ -72,16 +70,17 @@ class Fleet:
         self._pids = count(1)
         self._listener = Listener()
         self._carriers = ThreadPoolExecutor(CARRIERS, "carrier", initializer=leave_signals_alone)
-        self._hosts = [self._host(node, captures) for node in nodes]
+        self.hosts = [self._host(node, captures) for node in nodes]
 
     def _host(self, node: AgentlessNode, captures: Captures) -> AgentlessHost:
         line = Line(node.host, accept_new=node.accept_new)
         agent = Agent(node.name, line, node.scratch, node.nice, self._listener, self.post)
-        return AgentlessHost(self, agent, node.name, node.slots, captures)
+        calls = self.worker.calls.elsewhere(f"{node.name}.{os.getpid()}-{os.urandom(2).hex()}")
+        return AgentlessHost(self, agent, node.name, node.slots, calls, captures)
 
     def start(self) -> None:
         self._listener.start()
-        for host in self._hosts:
+        for host in self.hosts:
             host.agent.start()
 
     def fileno(self) -> int:
@@ -119,36 +118,53 @@ class Fleet:
 
     def launch_held(self) -> None:
         """Begins what could not be begun without Redis. Raises ConnectFailed."""
-        for host in self._hosts:
+        for host in self.hosts:
             host.launch_held()
 
     def do_if_due(self, now: float) -> float:
         """What is due now; returns the seconds until something will be."""
-        return min((host.do_if_due(now) for host in self._hosts), default=math.inf)
+        return min((host.do_if_due(now) for host in self.hosts), default=math.inf)
 
     def give_up(self) -> None:
         """Waits no longer for nodes that are lost."""
-        for host in self._hosts:
+        for host in self.hosts:
             host.give_up()
 
     def failed(self) -> None:
         """A node could not be reached. If none ever was, and there is no slot elsewhere, there is no use in waiting."""
-        failures = [host.failure for host in self._hosts if not host.is_up and host.failure is not None]
+        failures = [host.failure for host in self.hosts if not host.is_up and host.failure is not None]
         if (
-            len(failures) == len(self._hosts)
-            and not self._has_slots_here
-            and not any(host.was_up for host in self._hosts)
+            len(failures) == len(self.hosts)
+            and not self.worker.has_slots
+            and not any(host.was_up for host in self.hosts)
         ):
-            self._fail(failures[0])
+            self.worker.fail(failures[0])
+
+    def obey(self, wishes: Mapping[str, Wishes]) -> None:
+        """Does what is wished of nodes, by worker. Raises ConnectFailed."""
+        for host in self.hosts:
+            if host.calls.worker in wishes:
+                host.obey(wishes[host.calls.worker])
+
+    def stopped(self) -> None:
+        """A node was told to stop, and has. If it was the last, and there is no slot elsewhere, that is all."""
+        if not self.worker.has_slots and all(host.is_retired for host in self.hosts):
+            self.worker.stop(Stop.DRAIN)
+
+    def retire(self) -> None:
+        """Nothing runs on any node any more."""
+        for host in self.hosts:
+            if host.was_up:
+                self.worker.retire(host.calls)
 
     def close(self) -> None:
         """Ends all agents, and with them what is left on the nodes."""
         self.closing = True
         self._carriers.shutdown(wait=False, cancel_futures=True)
-        for host in self._hosts:
+        for host in self.hosts:
             host.agent.close()
         deadline = time.monotonic() + CLOSE_SECONDS
-        for host in self._hosts:  # nobody waits for a node that can't be reached
+        for host in self.hosts:  # nobody waits for a node that can't be reached
             host.agent.wait(max(0.0, deadline - time.monotonic()) if host.is_up else 0.0)
         self._listener.close()
         os.close(self._reader)

@@ -11,9 +11,11 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
+from ppss_queue.calls import Calls, Wishes
 from ppss_queue.command import ItemValues
 from ppss_queue.errors import ConnectFailed, PpssError
 from ppss_queue.model import Lease
+from ppss_queue.resp import Argument
 from ppss_queue.units import count_slots
 from ppss_worker.agentless import protocol
 from ppss_worker.agentless.agent import Agent, Session
@@ -24,9 +26,11 @@ from ppss_worker.agentless.porter import Porter
 from ppss_worker.agentless.visit import Visit, refuse_names, request_of
 from ppss_worker.captures import Captures
 from ppss_worker.hosts import Slot
+from ppss_worker.orders import Orders
 from ppss_worker.process import Child, Exit
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun
+from ppss_worker.settings import Stop
 from ppss_worker.workplaces import Here, scratch_here
 
 if TYPE_CHECKING:
@@ -47,14 +51,24 @@ class AgentlessHost:
 
     is_here = False
 
-    def __init__(self, fleet: Fleet, agent: Agent, name: str, slots: str, captures: Captures) -> None:
+    def __init__(
+        self, fleet: Fleet, agent: Agent, name: str, slots: str, calls: Calls, captures: Captures
+    ) -> None:
         """`slots`: as -p takes it."""
         self.name = name
+        self.calls = calls
         self._fleet = fleet
+        self._worker = fleet.worker
         self.agent = agent
-        self._slots = slots
+        self._given_slots = slots
+        self.slots = 0
+        """How many there are to be; 0: that is not known yet."""
+        self._numbers_there: set[int] = set()
+        """Of slots, wherever they are."""
+        self._orders: Orders | None = None
+        self._paused = self.is_stopping = self.is_retired = False
         self._captures = captures
-        self._attempts = fleet.attempts
+        self._attempts = fleet.worker.attempts
         self._session: Session | None = None
         self._resting: list[Slot] = []
         self._visits: dict[str, Visit] = {}
@@ -120,7 +134,7 @@ class AgentlessHost:
         return child
 
     def finish(self, child: Child) -> None:
-        on_output = self._fleet.on_output
+        on_output = self._worker.on_output
         if on_output is not None and isinstance(child, RemoteChild) and child.lease is not None:
             for target, source in ((1, child.stdout), (2, child.stderr)):
                 at = 0
@@ -132,29 +146,72 @@ class AgentlessHost:
         child.close()  # which forgets it
 
     def takes_back(self, slot: Slot) -> bool:
-        if self._session is not None and time.monotonic() >= self._trusted_at:
+        if slot.number > self.slots:
+            self._numbers_there.discard(slot.number)
+            return False
+        if self.is_usable:
             return True
         self._resting.append(slot)
         return False
+
+    # What is wished of it
+
+    def obey(self, wishes: Wishes) -> None:
+        """Raises ConnectFailed."""
+        if self._orders is not None:
+            self._orders.obey(wishes)
+
+    def pause(self, *, paused: bool) -> None:
+        self._paused = paused
+        if paused:
+            self._rest()
+        else:
+            self._back_to_work()
+
+    def resize(self, slots: int) -> None:
+        self.slots = slots
+        self._rest()
+        self._numbers_there -= {slot.number for slot in self._resting if slot.number > slots}
+        self._resting = [slot for slot in self._resting if slot.number <= slots]
+        more = set(range(1, slots + 1)) - self._numbers_there
+        self._numbers_there |= more
+        self._resting += [Slot(number, self) for number in sorted(more)]
+        self._back_to_work()
+        self._worker.beat()
+
+    def stop(self, how: Stop) -> None:
+        """It is free of us when what runs has ended; told at once that it will be."""
+        self.is_stopping = True
+        self._rest()
+        self._worker.beat()
+        if how >= Stop.NOW:
+            self._attempts.stop_all(host=self)
+
+    def _retire(self) -> None:
+        self.is_retired = True
+        self._worker.retire(self.calls)
+        self.agent.close()
+        self._fleet.stopped()
 
     # The agent
 
     def _up(self, session: Session, accepted: Sequence[str]) -> None:
         for sentence in accepted:
-            self._fleet.warn(sentence)
+            self._worker.warn(sentence)
         self._session, self.failure = session, None
         self._shared = {}
         if self._said_lost:
-            self._fleet.warn(f"node {self.name} is back.")
+            self._worker.warn(f"node {self.name} is back.")
             self._said_lost = False
         if session.is_alone:
             for child in [child for child in self._children.values() if child.session is not session]:
                 self._lose(child)
         if not self.was_up:
             self.was_up = True
-            self._resting = [
-                Slot(number, self) for number in range(1, count_slots(self._slots, session.cores) + 1)
-            ]
+            slots = count_slots(self._given_slots, session.cores)
+            self._orders = Orders(self.name, slots, self, self._worker.warn)
+            self.resize(slots)
+        self._worker.beat()
         self._back_to_work()
 
     def _failed(self, error: PpssError) -> None:
@@ -166,8 +223,8 @@ class AgentlessHost:
         if session is not self._session:
             return
         self._session = None
-        self._resting += self._fleet.hand.without(self)
-        if not self._fleet.closing:
+        self._rest()
+        if not self._fleet.closing and not self.is_retired:
             self._say_lost(f"the connection to node {self.name} was lost.")
         for child in list(self._children.values()):
             if not child.launched:
@@ -217,7 +274,7 @@ class AgentlessHost:
     def _over(self, child: RemoteChild, exited: Exit) -> None:
         if self._children.pop(child.pid, None) is not None:
             child.reaped = True
-            self._fleet.freed(self._attempts.ended(exited))
+            self._worker.freed(self._attempts.ended(exited))
 
     def _end_unbegun(self, child: RemoteChild) -> None:
         """It did not run, or nothing of it can be had: its item goes back."""
@@ -229,7 +286,7 @@ class AgentlessHost:
         if self._children.pop(child.pid, None) is not None:
             child.reaped = True
             why = f"node {self.name} was lost"
-            self._fleet.freed(self._attempts.lose_host(child.pid, why, is_over=is_over))
+            self._worker.freed(self._attempts.lose_host(child.pid, why, is_over=is_over))
 
     # Commands
 
@@ -243,7 +300,7 @@ class AgentlessHost:
         elif isinstance(error, ItemRefused):
             if self._children.pop(child.pid, None) is not None:
                 child.reaped = True
-                self._fleet.freed(self._attempts.refuse(child.pid, error))
+                self._worker.freed(self._attempts.refuse(child.pid, error))
         elif isinstance(error, PpssError):
             self.trouble(child.session, error)
             self._end_unbegun(child)
@@ -254,7 +311,7 @@ class AgentlessHost:
         if child.pid not in self._children:
             self._forget(child)  # it was given up while its files came
             return
-        if not self._fleet.is_connected():
+        if not self._worker.is_connected():
             self._held.append(child)
             return
         if child.session is not self._session:
@@ -297,6 +354,8 @@ class AgentlessHost:
     def do_if_due(self, now: float) -> float:
         """What is due now; returns the seconds until something will be."""
         waits = [math.inf]
+        if self.is_stopping and not self.is_retired and not self._children:
+            self._retire()
         for child in list(self._children.values()):
             if now >= child.lost_at:
                 self._lose(child)
@@ -325,22 +384,46 @@ class AgentlessHost:
     def is_up(self) -> bool:
         return self._session is not None
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether it has a heartbeat."""
+        return self._session is not None and not self.is_retired
+
+    @property
+    def facts(self) -> Mapping[str, Argument]:
+        """About the machine."""
+        session = self._session
+        if session is None:
+            return {}
+        facts: dict[str, Argument] = {"hostname": self.name, "cores": session.cores}
+        return {**facts, "load": session.load} if session.load else facts
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can have items now."""
+        at_work = self._session is not None and not self._paused and not self.is_stopping
+        return at_work and time.monotonic() >= self._trusted_at
+
+    def _rest(self) -> None:
+        """Keeps its free slots from being used."""
+        self._resting += self._worker.hand.without(self)
+
     def _back_to_work(self) -> None:
-        if self._resting and self._session is not None and time.monotonic() >= self._trusted_at:
+        if self._resting and self.is_usable:
             resting, self._resting = self._resting, []
-            self._fleet.hand.free(*resting)
-            self._fleet.wake()
+            self._worker.hand.free(*resting)
+            self._worker.wake()
 
     def trouble(self, session: Session | None, error: PpssError) -> None:
         """The node takes or gives no files: it gets no more items for a while; what runs there goes on."""
         if session is not self._session:  # the connection was lost, which is all
             return
         if time.monotonic() >= self._trusted_at:
-            self._fleet.warn(f"{error} It gets no items for {_DISTRUST_SECONDS:.0f} s.")
+            self._worker.warn(f"{error} It gets no items for {_DISTRUST_SECONDS:.0f} s.")
         self._trusted_at = time.monotonic() + _DISTRUST_SECONDS
-        self._resting += self._fleet.hand.without(self)
+        self._rest()
 
     def _say_lost(self, why: str) -> None:
         if not self._said_lost:
             self._said_lost = True
-            self._fleet.warn(f"{why} Its items go to others; trying again.")
+            self._worker.warn(f"{why} Its items go to others; trying again.")

@@ -268,7 +268,9 @@ p_agent() {
   while :; do
     p_look_at_clock
     if ((p_now >= next_beat)); then
-      printf 'beat\t%s\n' "$p_now"
+      line=
+      { read -r line _ < /proc/loadavg; } 2> /dev/null
+      printf 'beat\t%s\t%s\n' "$p_now" "$line"
       next_beat=$((p_now + $4 / 6))
     fi
     p_read_on
