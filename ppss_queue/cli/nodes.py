@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -151,6 +151,18 @@ LIST_OPTIONS = (
 )
 
 
+reverse_option = option(
+    "--reverse",
+    is_flag=True,
+    help="Nodes can't reach this machine: hold a way open for them through the connection to them.",
+)
+
+
+def reversed_if(reverse: bool, nodes: Sequence[NodeSpec]) -> list[NodeSpec]:
+    """The nodes as --reverse means them."""
+    return [replace(node, reverse=True) for node in nodes] if reverse else list(nodes)
+
+
 master_option = option(
     "--master",
     metavar="HOST[:PORT]",
@@ -202,7 +214,7 @@ def nodes_of_run(made: dict[str, Any]) -> list[NodeSpec]:
     others = [node for node in nodes if not node.here]
     made["stage"] = made["stage"] or bool(others)
     made[WITHOUT_PPSS] = [node for node in others if node.mode == "ssh"]
-    return [node for node in others if node.mode != "ssh"]
+    return reversed_if(made["reverse"], [node for node in others if node.mode != "ssh"])
 
 
 def join(queue: Queue, run: str, nodes: Sequence[NodeSpec], master: str | None) -> Joining | None:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from ppss_queue.cli.frame import Verb, open_queue
-from ppss_queue.cli.nodes import Which, each, master_home, master_option, nodes_options
+from ppss_queue.cli.nodes import (
+    Which,
+    each,
+    master_home,
+    master_option,
+    nodes_options,
+    reverse_option,
+    reversed_if,
+)
 from ppss_queue.cli.nodes_table import Row, fill
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.say import say
@@ -37,12 +45,14 @@ _CLOCK_SECONDS = 2.0
 )
 @nodes_options(seconds="60s")
 @master_option
+@reverse_option
 @json_option
 @url_option
 def check_verb(
     which: Which,
     seconds: float,
     master: str | None,
+    reverse: bool,
     as_json: bool,
     url: str | None,
 ) -> int:
@@ -54,7 +64,7 @@ def check_verb(
     from ppss_queue.address import SshHost
     from ppss_queue.nodes.checking import SSH_PORT, check
 
-    wanted = which.some()
+    wanted = reversed_if(reverse, which.some())
 
     at = SshHost.parse(master) if master else SshHost("")
     lacking = False
@@ -100,16 +110,19 @@ def _cells(facts: Probe) -> Row:
     examples="""
     ppss nodes deploy big1 big2
     ppss nodes deploy -S @gpu --master 10.0.0.5:2222
+    ppss nodes deploy big1 --reverse    # it can't reach this machine
     """,
 )
 @nodes_options(seconds="15m")
 @master_option
+@reverse_option
 @json_option
 @url_option
 def deploy_verb(
     which: Which,
     seconds: float,
     master: str | None,
+    reverse: bool,
     as_json: bool,
     url: str | None,
 ) -> int:
@@ -122,7 +135,7 @@ def deploy_verb(
     """
     from ppss_queue.nodes.deploy import deploy
 
-    wanted = which.some()
+    wanted = reversed_if(reverse, which.some())
     with open_queue(url) as queue:
         home, _ = master_home(queue, master)
 
@@ -140,6 +153,7 @@ def deploy_verb(
             "python": deployed.python,
             "platform": deployed.platform,
             "directory": deployed.paths.directory,
+            "reverse": deployed.reverse,
         },
         as_json=as_json,
     )
@@ -212,7 +226,7 @@ def erase_verb(
 
 
 def _erase(reach: Reach) -> _Gone:
-    from ppss_queue.nodes import service
+    from ppss_queue.nodes import service, way_back
     from ppss_queue.nodes.deploy import erase, forget
     from ppss_queue.nodes.probe import probe
 
@@ -224,6 +238,8 @@ def _erase(reach: Reach) -> _Gone:
         if forget(reach.node.name):
             raise ConnectFailed(f"{error} Its key does not open this machine any more.") from None
         raise
+    finally:
+        way_back.close(reach.node)
     return _Gone(stopped, gone.files, gone.keys)
 
 

@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ppss_queue.cli.frame import Verb, open_queue
-from ppss_queue.cli.nodes import Which, each, master_home, master_option, nodes_options, which_nodes
+from ppss_queue.cli.frame import Verb, accepts_new, open_queue
+from ppss_queue.cli.nodes import (
+    Which,
+    each,
+    master_home,
+    master_option,
+    nodes_options,
+    reverse_option,
+    reversed_if,
+    which_nodes,
+)
 from ppss_queue.cli.nodes_setup import refuse_without_worker
 from ppss_queue.cli.nodes_table import fill
 from ppss_queue.cli.options import Number, json_option, option, url_option
@@ -31,11 +40,13 @@ if TYPE_CHECKING:
     examples="""
     ppss nodes start big1 big2
     ppss nodes start -n nodes.txt --enable
+    ppss nodes start big1 --reverse     # it can't reach this machine
     """,
 )
 @nodes_options(seconds="15m")
 @option("--enable", is_flag=True, help="Start it again whenever the machine is started.")
 @master_option
+@reverse_option
 @json_option
 @url_option
 def start_verb(
@@ -43,25 +54,29 @@ def start_verb(
     seconds: float,
     enable: bool,
     master: str | None,
+    reverse: bool,
     as_json: bool,
     url: str | None,
 ) -> int:
     """Start a worker on each node, which outlives this connection.
 
     It serves all runs. PPSS is deployed where it is missing. Where a worker is at work, nothing is done. It waits
-    while this machine is not there, and goes on when it is back.
+    while this machine is not there, and goes on when it is back. With --reverse a process here holds the way from it
+    open for as long as it works; after a restart of this machine, start it again.
     """
-    from ppss_queue.nodes import service
+    from ppss_queue.nodes import service, way_back
     from ppss_queue.nodes.deploy import deploy
 
-    wanted = which.some()
+    wanted, accept_new = reversed_if(reverse, which.some()), accepts_new()
     with open_queue(url) as queue:
         home, worker_url = master_home(queue, master)
 
     def work(reach: Reach) -> Started:
         refuse_without_worker(reach.node)
-        place = deploy(reach, home, lambda doing: None).paths.directory
-        return service.start(reach, place, worker_url, service.worker_words(reach.node), enable=enable)
+        deployed = deploy(reach, home, lambda doing: None)
+        with way_back.held(reach.node, deployed, home, accept_new=accept_new):
+            place, words = deployed.paths.directory, service.worker_words(reach.node)
+            return service.start(reach, place, worker_url, words, enable=enable)
 
     return fill(
         ("STATE", "PID", "AFTER REBOOT"),

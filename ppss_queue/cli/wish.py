@@ -39,6 +39,7 @@ _OF_WORK = (
     "nodes",
     "nodes_file",
     "master",
+    "reverse",
 )
 _COMBINATIONS = (":::", "::::", ":::+", "::::+")
 

@@ -12,7 +12,7 @@ from ppss_queue.cli.agentless import agentless_nodes
 from ppss_queue.cli.completing import complete_runs
 from ppss_queue.cli.frame import Verb, ending_as_interrupt, open_queue
 from ppss_queue.cli.making import making_options, work_options
-from ppss_queue.cli.nodes import join, list_options, master_option, nodes_of_run
+from ppss_queue.cli.nodes import join, list_options, master_option, nodes_of_run, reverse_option
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
 from ppss_queue.cli.say import say, typed, warn
@@ -167,6 +167,7 @@ def _print_made(as_json: bool, facts: dict[str, object]) -> None:
 @option("--retry-failed", section="Work", is_flag=True, help="With --resume: do what failed too.")
 @list_options
 @master_option
+@reverse_option
 @option("-k", "--keep-order", section="Output", is_flag=True, help="Print outputs in input order.")
 @option("--tag", section="Output", is_flag=True, help="Put the item and a tab before each line.")
 @option(

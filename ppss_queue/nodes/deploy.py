@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ppss_queue import __version__
 from ppss_queue.errors import BadInput, MachineFailed, PpssError
-from ppss_queue.nodes import authorized
+from ppss_queue.nodes import authorized, way_back
 from ppss_queue.nodes.authorized import Owner
 from ppss_queue.nodes.home import BASE, NodeHome, master_id
 from ppss_queue.nodes.master import MasterHome
@@ -61,6 +61,8 @@ class Deployed:
     """cp311-manylinux_2_36_x86_64"""
     machine: str
     """Its machine id."""
+    reverse: bool
+    """It finds this master by the way that `way_back` holds open."""
     paths: NodeHome
     probe: Probe
 
@@ -78,14 +80,18 @@ class Erased:
 def deploy(reach: Reach, home: MasterHome, on_step: Callable[[str], None]) -> Deployed:
     """Make a node ready: PPSS of this version, a key made there, let in here. Does nothing where all is there.
 
+    Of a node that can't reach this master it sees whether a way back can be held open, and that is remembered there.
     A worker of an older version goes on with its own files. May be killed anywhere; the next one heals. Raises
     BadInput (no Python, no wheels ...), MachineFailed (disk full, home read-only ...), Unavailable.
     """
     facts = probe(reach)
     python = _python(reach, facts)
     paths = facts.paths
+    reverse = way_back.is_wanted(reach.node, facts)
+    if reverse:
+        way_back.open_through(reach, home.sshd)
     wheels = wheels_for(python, _cache(), on_step)
-    order = _order(paths, home, facts, _environment_name(python, wheels))
+    order = _order(paths, home, facts, _environment_name(python, wheels), reverse=reverse)
     said = _settle(reach, python, order, [], on_step)
     if said.get("missing"):
         _check_room(reach, facts, wheels)
@@ -98,6 +104,7 @@ def deploy(reach: Reach, home: MasterHome, on_step: Callable[[str], None]) -> De
         python=python.version,
         platform=python.tag,
         machine=facts.machine,
+        reverse=reverse,
         paths=paths,
         probe=facts,
     )
@@ -160,12 +167,17 @@ def _python(reach: Reach, facts: Probe) -> PythonThere:
     return facts.python
 
 
-def _order(paths: NodeHome, home: MasterHome, facts: Probe, environment: str) -> Order:
+def _order(paths: NodeHome, home: MasterHome, facts: Probe, environment: str, *, reverse: bool) -> Order:
     virtual = paths.virtual(environment)
     program = paths.program(environment)
     launcher = f'#!/bin/sh\nexec {shlex.join([f"{virtual}/bin/python", "-I", program])} "$@"\n'
-    config = home.ssh_config(facts.came_from, paths.tilde(paths.key), paths.tilde(paths.known_hosts))
-    version = {"version": __version__, "environment": environment}
+    config = home.ssh_config(
+        facts.came_from,
+        paths.tilde(paths.key),
+        paths.tilde(paths.known_hosts),
+        paths.tilde(paths.way) if reverse else "",
+    )
+    version = {"version": __version__, "environment": environment, "reverse": reverse}
     return {
         "base": paths.base,
         "environment": f"{paths.environments}/{environment}",

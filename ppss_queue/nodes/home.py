@@ -58,6 +58,11 @@ class NodeHome:
         return f"{self.directory}/ssh_config"
 
     @property
+    def way(self) -> str:
+        """The part of `ssh_config` that changes while the master holds a way open: the port at which that begins."""
+        return f"{self.directory}/way"
+
+    @property
     def known_hosts(self) -> str:
         return f"{self.directory}/known_hosts"
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from ppss_queue.errors import PpssError
-from ppss_queue.nodes import service
+from ppss_queue.nodes import service, way_back
 from ppss_queue.nodes.deploy import deploy
 from ppss_queue.nodes.everywhere import everywhere
 from ppss_queue.nodes.home import NodeHome
@@ -103,21 +103,25 @@ class Joining:
             step.doing = doing
 
         with self._reaching(node) as reach:
-            paths = deploy(reach, self._home, on_step).paths
+            deployed = deploy(reach, self._home, on_step)
             on_step("starting")
-            if service.is_running(reach, paths.directory):
-                return  # one that stays serves every run
-            with self._lock:
-                if self._leaving:
-                    return
-                self._places[node.name] = paths
-            words = service.worker_words(node, runs=[self._run], burst=True)
-            label = service.of_run(self._run)
-            service.start(reach, paths.directory, self._url, words, label=label)
-            with self._lock:
-                if not self._leaving:
-                    return
-            service.stop(reach, paths.directory, label=label, now=True)
+            with way_back.held(node, deployed, self._home, accept_new=self._accept_new):
+                self._start(reach, deployed.paths)
+
+    def _start(self, reach: Reach, paths: NodeHome) -> None:
+        node, label = reach.node, service.of_run(self._run)
+        if service.is_running(reach, paths.directory):
+            return  # one that stays serves every run
+        with self._lock:
+            if self._leaving:
+                return
+            self._places[node.name] = paths
+        words = service.worker_words(node, runs=[self._run], burst=True)
+        service.start(reach, paths.directory, self._url, words, label=label)
+        with self._lock:
+            if not self._leaving:
+                return
+        service.stop(reach, paths.directory, label=label, now=True)
 
     def _reaching(self, node: NodeSpec) -> closing[Reach]:
         return closing(Reach(node, accept_new=self._accept_new))

@@ -131,4 +131,6 @@ def _tags_hint(known: list[NodeSpec], tag: str) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

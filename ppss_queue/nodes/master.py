@@ -20,6 +20,9 @@ from ppss_queue.nodes.home import MASTER_ALIAS, master_id
 from ppss_queue.server_place import default_place
 from ppss_queue.ssh.known_hosts import SSH_PORT, HostKey
 
+LOOPBACK = "127.0.0.1"
+_NO_PORT = 1
+"""Nothing listens there: for as long as no way is open."""
 _SSHD = Path("/etc/ssh")
 
 
@@ -60,15 +63,24 @@ class MasterHome:
             grant=_grant(address),
         )
 
-    def ssh_config(self, came_from: str, key: str, known_hosts: str) -> str:
-        """The node's configuration of ssh. `came_from`: this machine's address as the node sees it."""
-        host = self.host or came_from
+    @property
+    def sshd(self) -> tuple[str, int]:
+        """Where this machine itself finds its sshd."""
+        return self.host or LOOPBACK, self.port
+
+    def ssh_config(self, came_from: str, key: str, known_hosts: str, way: str = "") -> str:
+        """The node's configuration of ssh. `came_from`: this machine's address as the node sees it.
+
+        `way`: a file there that tells at which port of the node the way begins that this machine holds open.
+        """
+        host = LOOPBACK if way else self.host or came_from
         if not host:
             raise BadInput("where a node finds this machine is not known. Say it: --master HOST[:PORT]")
         settings = {
+            **({"Include": way} if way else {}),
             "HostName": host,
             "User": self.user,
-            "Port": self.port,
+            "Port": _NO_PORT if way else self.port,
             "IdentityFile": key,
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
@@ -170,7 +182,7 @@ def _asked(port: int) -> list[HostKey]:
     from ppss_queue.ssh.target import resolve
 
     try:
-        return host_keys(resolve(SshHost("127.0.0.1", port=port)))
+        return host_keys(resolve(SshHost(LOOPBACK, port=port)))
     except ConnectFailed as error:
         raise ConnectFailed(f"nodes need an sshd on this machine: {error}") from None
 

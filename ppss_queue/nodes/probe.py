@@ -80,6 +80,8 @@ class Probe:
     """What this master has installed there; more than one while an old worker still runs."""
     version: str
     """Of PPSS that was deployed last by this master; empty: none."""
+    reverse: bool
+    """It was deployed as a node that can't reach this master."""
 
     @property
     def paths(self) -> NodeHome:
@@ -108,6 +110,7 @@ def probe(reach: Reach) -> Probe:
 
 def _read(said: Mapping[str, str], reach: Reach, now: float) -> Probe:
     python, no_python = _python(said, reach.node.python or "Python")
+    deployed = _deployed(said["deployed"])
     return Probe(
         machine=said["machine"],
         uid=int(said["uid"]),
@@ -124,7 +127,8 @@ def _read(said: Mapping[str, str], reach: Reach, now: float) -> Probe:
         gpus=tuple(filter(None, said["gpus"].splitlines())),
         came_from="" if reach.node.here else said["from"],
         environments=tuple(filter(None, said["environments"].splitlines())),
-        version=_deployed_version(said["deployed"]),
+        version=str(deployed.get("version", "")),
+        reverse=deployed.get("reverse") is True,
     )
 
 
@@ -136,11 +140,11 @@ def _python(said: Mapping[str, str], wanted: str) -> tuple[PythonThere | None, s
     return PythonThere(**facts), ""
 
 
-def _deployed_version(text: str) -> str:
+def _deployed(text: str) -> Mapping[str, object]:
     try:
-        return str(json.loads(text)["version"])
-    except (ValueError, KeyError, TypeError):
-        return ""
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _script(python: str) -> str:

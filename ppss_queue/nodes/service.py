@@ -114,6 +114,11 @@ def stop_all(reach: Reach, place: str) -> bool:
     return any(stopped)
 
 
+def is_needed(reach: Reach, place: str) -> bool:
+    """Whether any worker is at work in that place, or comes back after a reboot. Raises ConnectFailed."""
+    return _run(reach, "needed", place, WORKER).code != 1
+
+
 def log_script(place: str, *, lines: int, follow: bool) -> str:
     """Prints the end of a worker's log, and what comes, if it is followed."""
     log = shlex.quote(f"{place}/worker.log")

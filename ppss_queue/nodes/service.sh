@@ -2,6 +2,7 @@
 #   start PLACE LABEL UNIT PROGRAM SECONDS ENABLE   prints "running|started PID yes|"; 1: it ended, stderr says why
 #   running PLACE LABEL UNIT                        prints PID; 1: there is none
 #   stop  PLACE LABEL UNIT SECONDS NOW              0: it ends, or is gone; 1: there was none
+#   needed PLACE LABEL UNIT                         0: a worker is at work, or comes back with the machine; 1: none
 # PLACE is the directory of workers, LABEL which one, PROGRAM the text of its LABEL.sh, ENABLE and NOW "yes" or empty.
 # 5: this machine can't do it.
 verb=$1 place=$2 label=$3 unit=$4
@@ -123,6 +124,14 @@ stop() {
 
 running() {
     alive && echo "$pid"
+}
+
+needed() {
+    local pid_file
+    for pid_file in "$place"/*.pid; do
+        if alive; then return; fi
+    done
+    [ -n "$(comes_back)" ]
 }
 
 "$verb" "${@:5}"

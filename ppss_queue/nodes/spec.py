@@ -47,6 +47,8 @@ class NodeSpec:
     gpus: str = ""
     cpus: str = ""
     memory: str = ""
+    reverse: bool | None = None
+    """It can't reach this machine, which therefore holds a way open for it; None: as it was deployed before."""
     python: str = ""
     """The interpreter to use there; empty: the first one that is new enough."""
 
@@ -126,6 +128,12 @@ def _map(spec: NodeSpec, value: str) -> NodeSpec:
     return replace(spec, maps=(*spec.maps, value))
 
 
+def _reverse(spec: NodeSpec, value: str) -> NodeSpec:
+    if value not in ("yes", "no"):
+        raise ValueError
+    return replace(spec, reverse=value == "yes")
+
+
 def _tags(spec: NodeSpec, value: str) -> NodeSpec:
     tags = tuple(tag for tag in value.split(",") if tag)
     if not tags or any(set(tag) & set("@=[] ") for tag in tags):
@@ -146,6 +154,7 @@ _SETTINGS: Mapping[str, Callable[[NodeSpec, str], NodeSpec]] = {
     "gpus": lambda spec, value: replace(spec, gpus=value),
     "cpus": lambda spec, value: replace(spec, cpus=value),
     "mem": lambda spec, value: replace(spec, memory=value),
+    "reverse": _reverse,
     "python": lambda spec, value: replace(spec, python=value),
 }
 _MANY = ("map",)
@@ -155,4 +164,5 @@ _NEEDS = {
     "mode": f"write {' or '.join(Mode)}",
     "tags": "write words with commas between them, as in tags=gpu,fast",
     "map": "write map=FROM=TO",
+    "reverse": "write yes or no",
 }

@@ -1,4 +1,4 @@
-"""A local socket that leads to the master, for programs that know nothing of SSH."""
+"""Sockets of this machine, joined to channels: one that leads to the master, and one to which others are led."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import paramiko
 
 from ppss_queue.errors import PpssError
 from ppss_queue.ssh.pump import join
+from ppss_queue.ssh.wire import CONNECT_SECONDS
 
 
 @contextmanager
@@ -34,6 +35,22 @@ def forwarded(open_channel: Callable[[], paramiko.Channel]) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # wakes up the thread
+
+
+def joined_to(host: str, port: int) -> Callable[[paramiko.Channel], None]:
+    """Serves a channel of `Line.listen`: joins it to that port, as seen from here; closes it where nothing listens."""
+
+    def serve(channel: paramiko.Channel) -> None:
+        try:
+            opened = socket.create_connection((host, port), CONNECT_SECONDS)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            opened.settimeout(None)
+        except OSError:
+            channel.close()
+            return
+        join(opened, channel)
+
+    return serve
 
 
 def _accept(listener: socket.socket, open_channel: Callable[[], paramiko.Channel]) -> None:

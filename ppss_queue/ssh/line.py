@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,20 @@ _CLOSE_SECONDS = 0.5
 _PROHIBITED = 1
 _CONNECT_FAILED = 2
 """SSH_OPEN_ADMINISTRATIVELY_PROHIBITED and SSH_OPEN_CONNECT_FAILED of RFC 4254."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A port of the loopback of the machine at the other end."""
+
+    port: int
+    """Chosen by sshd there."""
+    _transport: paramiko.Transport = field(repr=False)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the connection that it came over is still the one of before."""
+        return self._transport.is_active()
 
 
 class Line:
@@ -114,6 +130,28 @@ class Line:
             f"ssh://{self.host.display()}/redis://127.0.0.1:6379"
         )
 
+    def listen(self, serve: Callable[[paramiko.Channel], None]) -> Listening:
+        """Have the master listen on its loopback, as long as this very connection lives.
+
+        Each connection there is a channel for `serve`, in a thread of its own. Raises SshRefused if it is not allowed,
+        ConnectFailed, BadInput.
+        """
+        from ppss_queue.ssh.failures import LOST, SshRefused
+
+        def begin(channel: paramiko.Channel, origin: tuple[str, int], place: tuple[str, int]) -> None:
+            threading.Thread(target=serve, args=[channel], name="ssh-serve", daemon=True).start()
+
+        transport = self._transport()
+        try:
+            return Listening(transport.request_port_forward("127.0.0.1", 0, begin), transport)
+        except LOST as error:
+            if not transport.is_active():
+                raise self._lost(transport, error) from None
+            raise SshRefused(
+                f"sshd of {self.target.host} lets no port be forwarded back. Allow it there for user "
+                f"'{self.target.user}' (AllowTcpForwarding yes or remote, and no PermitListen)."
+            ) from None
+
     def as_socket(self, channel: paramiko.Channel) -> socket.socket:
         """A socket joined to the channel, which belongs to it from now on; see `pump.as_socket`."""
         from ppss_queue.ssh.pump import as_socket
@@ -144,7 +182,7 @@ class Line:
 
     @property
     def target(self) -> Target:
-        """What the address means here; read once. Raises BadInput."""
+        """What the address means here, read anew for each login. Raises BadInput."""
         if self._target is None:
             from ppss_queue.ssh.target import resolve
 
@@ -176,11 +214,13 @@ class Line:
         from ppss_queue.ssh.failures import LOST, lost, told
         from ppss_queue.ssh.identities import Identities
         from ppss_queue.ssh.login import log_in
+        from ppss_queue.ssh.target import resolve
 
-        if self._identities is None:
-            self._identities = Identities(self.target)
         try:
-            session = log_in(self.target, self._identities, accept_new=self._accept_new)
+            self._target = resolve(self.host)  # a master that holds a way open for us has another port now
+            if self._identities is None:
+                self._identities = Identities(self._target)
+            session = log_in(self._target, self._identities, accept_new=self._accept_new)
         except LOST as error:
             raise lost(self.target, told(error)) from None
         except PpssError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -90,9 +90,19 @@ def host_keys(target: Target) -> list[HostKey]:
 
 
 class _Transport(paramiko.Transport):
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
+        self._requesting = threading.Lock()
+
     def run(self) -> None:
         leave_signals_alone()
         super().run()
+
+    def global_request(
+        self, kind: str, data: Iterable[object] | None = None, wait: bool = True
+    ) -> paramiko.Message | None:
+        with self._requesting:  # paramiko mixes up the answers to several threads
+            return super().global_request(kind, data, wait)
 
 
 class _NoSuchKey(ConnectFailed):
@@ -112,7 +122,7 @@ def _shake_hands(
     _silence_logging()
     wanted = kinds or [kind for kind in _KEY_KINDS if known and kind in known.kinds(target.key_names)]
     stream, hops = _reach(target, identities, depth, accept_new=accept_new)
-    transport = _Transport(Wire(stream), default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
+    transport = _Transport(Wire(stream))
     session = Session(transport, hops)
     try:
         options = transport.get_security_options()

@@ -91,6 +91,7 @@ def test_two_users_on_one_host_and_two_names_of_one_host_are_different_nodes() -
         ("big1 slots=-50%", "can't be"),
         ("big1 nice=20", "from -20 to 19"),
         ("big1 mode=telnet", "write worker or ssh"),
+        ("big1 reverse=true", "write yes or no"),
         ("big1 slots=2 slots=3", "has 'slots' twice"),
         ("big1 map=/a", "write map=FROM=TO"),
         ("big1 tags=,", "write words with commas"),

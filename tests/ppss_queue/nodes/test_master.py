@@ -97,6 +97,21 @@ def test_the_configuration_of_a_node_leads_here_and_trusts_nobody_else(
     assert target.identity_files == (paths.key,) and target.identities_only and not target.agent
 
 
+def test_a_way_that_is_held_open_is_looked_up_anew_and_ends_at_the_same_host_key(
+    own_server: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = MasterHome.of(own_server, SshHost("10.0.0.5", port=2222))
+    config, way = tmp_path / "ssh_config", tmp_path / "way"
+    config.write_text(home.ssh_config("", "k", "h", str(way)))
+    monkeypatch.setenv("PPSS_SSH_CONFIG", str(config))
+    assert resolve(SshHost("ppss-master")).port == 1, "no port that anybody listens at"
+    for port in (40001, 40002):
+        way.write_text(f"Port {port}\n")
+        target = resolve(SshHost("ppss-master"))
+        assert (target.host, target.port, target.key_names) == ("127.0.0.1", port, ("ppss-master",))
+    assert home.sshd == ("10.0.0.5", 2222)
+
+
 def test_where_nodes_find_the_master_can_be_said(own_server: Address) -> None:
     home = MasterHome.of(own_server, SshHost("master.example", port=2222))
     text = home.ssh_config("10.0.0.5", "k", "h")
