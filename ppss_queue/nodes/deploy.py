@@ -139,6 +139,14 @@ _ERASE = """
 root=$base/masters/$master there=no key=
 [[ ! -e $root/nodes/$machine ]] || there=yes
 { read -r key <"$root/nodes/$machine/key.pub"; } 2>/dev/null
+if [[ -e $root/nodes/$machine/lingers ]]; then # we had the user's systemd go on without a login
+    for heir in "$base"/masters/*/nodes/"$machine"; do [[ $heir == "$root"/* ]] || break; done
+    if [[ $heir == "$root"/* ]]; then
+        loginctl --no-ask-password disable-linger 2>/dev/null
+    else
+        : >"$heir/lingers"
+    fi
+fi
 remove() { rm -rf -- "$1" 2>/dev/null || { chmod -R u+rwX -- "$1"; rm -rf -- "$1"; }; }
 remove "$root/nodes/$machine" || exit
 rmdir -- "$root/nodes" 2>/dev/null

@@ -23,8 +23,8 @@ moment() { # a tenth of a second, where sleep may know whole ones only
 managed() { # whether systemd keeps for this user what it started, when nobody is logged in
     export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}
     [ -S "$XDG_RUNTIME_DIR/bus" ] && systemctl --user show-environment >/dev/null 2>&1 || return 1
-    [ "$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)" = yes ] \
-        || loginctl --no-ask-password enable-linger 2>/dev/null
+    [ "$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)" = yes ] && return
+    loginctl --no-ask-password enable-linger 2>/dev/null && : >"$place/lingers" # for whoever erases
 }
 
 in_crontab() {
@@ -36,15 +36,20 @@ comes_back() { # "yes" if it is started with the machine
 }
 
 start_with_systemd() {
+    local directory
     if [ "$label" != worker ]; then # nothing of it is to stay
         systemd-run --user --collect --quiet --unit="$unit" -p KillMode=mixed -p TimeoutStopSec=infinity "$script" || return
         first=$(systemctl --user show -p MainPID --value "$unit")
         return
     fi
+    for directory in "$units/default.target.wants" "$units" "${units%/*}" "${units%/*/*}"; do
+        [ -e "$directory" ] || echo "$directory"
+    done >>"${place%/masters/*}/made" # for whoever erases
     mkdir -p "$units" || return
     # Homes may be shared between machines: only this one is meant.
-    printf '%s\n' '[Unit]' 'Description=worker of PPSS' "ConditionHost=$(cat /etc/machine-id)" '' \
-        '[Service]' "ExecStart=\"$script\"" KillMode=mixed TimeoutStopSec=infinity '' \
+    # After a reboot the master may be off for longer: a worker that does not find it ends with 3.
+    printf '%s\n' '[Unit]' 'Description=worker of PPSS' "ConditionHost=$(cat /etc/machine-id)" StartLimitIntervalSec=0 '' \
+        '[Service]' "ExecStart=\"$script\"" KillMode=mixed TimeoutStopSec=infinity RestartForceExitStatus=3 RestartSec=5 '' \
         '[Install]' WantedBy=default.target >"$units/$unit" || return
     systemctl --user daemon-reload && systemctl --user restart "$unit" || return
     first=$(systemctl --user show -p MainPID --value "$unit")
@@ -93,6 +98,7 @@ start() {
         kill -0 "$first" 2>/dev/null || break
         moment
     done
+    [ ! -e "$units/$unit" ] || systemctl --user stop "$unit" 2>/dev/null
     tail -c +$((size + 1)) worker.log | tail -n 1 >&2
     return 1
 }
@@ -101,6 +107,7 @@ stop() {
     local seconds=$1 now=$2 rest
     if [ -e "$units/$unit" ]; then
         managed && systemctl --user disable --quiet "$unit" 2>/dev/null
+        alive || systemctl --user stop "$unit" 2>/dev/null # it may wait to be started again
         rm -f "$units/$unit" "$units/default.target.wants/$unit"
         managed && systemctl --user daemon-reload
     fi
