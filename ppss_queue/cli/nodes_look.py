@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ppss_queue import __version__
 from ppss_queue.cli.frame import WORDS, Verb, open_queue
 from ppss_queue.cli.nodes import Which, each, nodes_options, which_nodes
 from ppss_queue.cli.options import Number, accept_new_option, json_option, option, url_option
@@ -117,6 +118,11 @@ def _note(view: NodeView) -> str:
         return f"paused {view.reason}. Go on: {typed(f'nodes resume {view.name}')}"
     if view.state is NodeState.LOST:
         return f"its workers are silent, and what they had comes back. Start one: {typed(f'nodes start {view.name}')}"
+    if view.version not in ("", __version__):
+        return (
+            f"works with PPSS {view.version}, and this is {__version__}. Bring this one there: "
+            f"{typed(f'nodes stop {view.name}')}, then {typed(f'nodes start {view.name}')}"
+        )
     return ""
 
 
