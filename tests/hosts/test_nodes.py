@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tarfile
 from typing import Any
 
 import pytest
@@ -44,8 +47,10 @@ def fill(host: Host, count: int) -> dict[str, bytes]:
 
 
 def outputs(host: Host) -> dict[str, bytes]:
-    found = host.run(["find", "out", "-type", "f", "-printf", r"%P\0"]).stdout
-    return {name: host.read(f"out/{name}") for name in found.split("\0") if name}
+    packed = os.fsencode(host.run(["tar", "c", "out"]).stdout)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        files = [(entry.name, tar.extractfile(entry)) for entry in tar]
+        return {name.removeprefix("out/"): file.read() for name, file in files if file}
 
 
 def go(lab: Lab) -> None:
