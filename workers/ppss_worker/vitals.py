@@ -53,7 +53,7 @@ class Vitals:
         beats = {calls.worker: calls.heartbeat(self._here(attempts, elsewhere, stopping=stopping), machine)}
         for host in elsewhere:
             if host.is_shown:
-                told = self._there(attempts, host, stopping=stopping or host.is_stopping)
+                told = self._there(attempts, host, stopping=stopping or host.steering.is_stopping)
                 beats[host.calls.worker] = host.calls.heartbeat(told, host.facts)
         return beats
 

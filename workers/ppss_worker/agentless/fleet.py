@@ -144,11 +144,11 @@ class Fleet:
         """Does what is wished of nodes, by worker. Raises ConnectFailed."""
         for host in self.hosts:
             if host.calls.worker in wishes:
-                host.obey(wishes[host.calls.worker])
+                host.steering.obey(wishes[host.calls.worker])
 
-    def stopped(self) -> None:
+    def left(self) -> None:
         """A node was told to stop, and has. If it was the last, and there is no slot elsewhere, that is all."""
-        if not self.worker.has_slots and all(host.is_retired for host in self.hosts):
+        if not self.worker.has_slots and all(host.steering.is_left for host in self.hosts):
             self.worker.stop(Stop.DRAIN)
 
     def retire(self) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from ppss_queue.calls import Calls, Wishes
+from ppss_queue.calls import Calls
 from ppss_queue.command import ItemValues
 from ppss_queue.errors import ConnectFailed, PpssError
 from ppss_queue.model import Lease
@@ -22,15 +22,15 @@ from ppss_worker.agentless.agent import Agent, Session
 from ppss_worker.agentless.carrying import NodeFailed, fetch_printed, send_files
 from ppss_worker.agentless.child import SIGNALS, RemoteChild
 from ppss_worker.agentless.home import Home
+from ppss_worker.agentless.node_slots import DISTRUST_SECONDS, NodeSlots
 from ppss_worker.agentless.porter import Porter
+from ppss_worker.agentless.steering import Steering
 from ppss_worker.agentless.visit import Visit, refuse_names, request_of
 from ppss_worker.captures import Captures
 from ppss_worker.hosts import Slot
-from ppss_worker.orders import Orders
 from ppss_worker.process import Child, Exit
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun
-from ppss_worker.settings import Stop
 from ppss_worker.workplaces import Here, scratch_here
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ _LIMIT_SHARE = 0.6
 _LIMIT_AT_LEAST_SECONDS = 3.0
 _KILL_SECONDS = 5.0
 """From the end of the limit to the end of the last command: SIGTERM, 2 s, SIGKILL, and some."""
-_DISTRUST_SECONDS = 60.0
-"""For which a node gets no items that did not take their files."""
 _PIECE_BYTES = 1024 * 1024
 
 
@@ -61,16 +59,13 @@ class AgentlessHost:
         self._worker = fleet.worker
         self.agent = agent
         self._given_slots = slots
-        self.slots = 0
-        """How many there are to be; 0: that is not known yet."""
-        self._numbers_there: set[int] = set()
-        """Of slots, wherever they are."""
-        self._orders: Orders | None = None
-        self._paused = self.is_stopping = self.is_retired = False
+        self._node_slots = NodeSlots(self, self._worker.hand, self._worker.wake)
+        self.steering = Steering(
+            self._node_slots, self._worker, lambda: self._attempts.stop_all(host=self), self._leave
+        )
         self._captures = captures
         self._attempts = fleet.worker.attempts
         self._session: Session | None = None
-        self._resting: list[Slot] = []
         self._visits: dict[str, Visit] = {}
         self._children: dict[int, RemoteChild] = {}
         self._by_attempt: dict[str, RemoteChild] = {}
@@ -79,7 +74,6 @@ class AgentlessHost:
         self._held: list[RemoteChild] = []
         self._shared: dict[str, str] = {}
         """Where the files of --with are in this session, by hash."""
-        self._trusted_at = 0.0
         self._said_lost = False
         self.was_up = False
         self.failure: PpssError | None = None
@@ -146,52 +140,11 @@ class AgentlessHost:
         child.close()  # which forgets it
 
     def takes_back(self, slot: Slot) -> bool:
-        if slot.number > self.slots:
-            self._numbers_there.discard(slot.number)
-            return False
-        if self.is_usable:
-            return True
-        self._resting.append(slot)
-        return False
+        return self._node_slots.takes_back(slot)
 
-    # What is wished of it
-
-    def obey(self, wishes: Wishes) -> None:
-        """Raises ConnectFailed."""
-        if self._orders is not None:
-            self._orders.obey(wishes)
-
-    def pause(self, *, paused: bool) -> None:
-        self._paused = paused
-        if paused:
-            self._rest()
-        else:
-            self._back_to_work()
-
-    def resize(self, slots: int) -> None:
-        self.slots = slots
-        self._rest()
-        self._numbers_there -= {slot.number for slot in self._resting if slot.number > slots}
-        self._resting = [slot for slot in self._resting if slot.number <= slots]
-        more = set(range(1, slots + 1)) - self._numbers_there
-        self._numbers_there |= more
-        self._resting += [Slot(number, self) for number in sorted(more)]
-        self._back_to_work()
-        self._worker.beat()
-
-    def stop(self, how: Stop) -> None:
-        """It is free of us when what runs has ended; told at once that it will be."""
-        self.is_stopping = True
-        self._rest()
-        self._worker.beat()
-        if how >= Stop.NOW:
-            self._attempts.stop_all(host=self)
-
-    def _retire(self) -> None:
-        self.is_retired = True
-        self._worker.retire(self.calls)
-        self.agent.close()
-        self._fleet.stopped()
+    @property
+    def is_usable(self) -> bool:
+        return self._node_slots.is_usable
 
     # The agent
 
@@ -209,10 +162,9 @@ class AgentlessHost:
         if not self.was_up:
             self.was_up = True
             slots = count_slots(self._given_slots, session.cores)
-            self._orders = Orders(self.name, slots, self, self._worker.warn)
-            self.resize(slots)
+            self.steering.begin(self.name, slots)
+        self._node_slots.connect(connected=True)
         self._worker.beat()
-        self._back_to_work()
 
     def _failed(self, error: PpssError) -> None:
         self.failure = self.failure or error
@@ -223,8 +175,8 @@ class AgentlessHost:
         if session is not self._session:
             return
         self._session = None
-        self._rest()
-        if not self._fleet.closing and not self.is_retired:
+        self._node_slots.connect(connected=False)
+        if not self._fleet.closing and not self.steering.is_left:
             self._say_lost(f"the connection to node {self.name} was lost.")
         for child in list(self._children.values()):
             if not child.launched:
@@ -354,8 +306,7 @@ class AgentlessHost:
     def do_if_due(self, now: float) -> float:
         """What is due now; returns the seconds until something will be."""
         waits = [math.inf]
-        if self.is_stopping and not self.is_retired and not self._children:
-            self._retire()
+        self.steering.leave_if_stopped(busy=bool(self._children))
         for child in list(self._children.values()):
             if now >= child.lost_at:
                 self._lose(child)
@@ -369,10 +320,7 @@ class AgentlessHost:
                 session.requests.put(None)
             else:
                 waits.append(silent_at - now)
-            if now >= self._trusted_at:
-                self._back_to_work()
-            else:
-                waits.append(self._trusted_at - now)
+        waits.append(self._node_slots.do_if_due(now))
         return min(waits)
 
     def give_up(self) -> None:
@@ -385,9 +333,14 @@ class AgentlessHost:
         return self._session is not None
 
     @property
+    def slots(self) -> int:
+        """How many there are to be; 0: that is not known yet."""
+        return self._node_slots.count
+
+    @property
     def is_shown(self) -> bool:
         """Whether it has a heartbeat."""
-        return self._session is not None and not self.is_retired
+        return self._session is not None and not self.steering.is_left
 
     @property
     def facts(self) -> Mapping[str, Argument]:
@@ -398,30 +351,17 @@ class AgentlessHost:
         facts: dict[str, Argument] = {"hostname": self.name, "cores": session.cores}
         return {**facts, "load": session.load} if session.load else facts
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether it can have items now."""
-        at_work = self._session is not None and not self._paused and not self.is_stopping
-        return at_work and time.monotonic() >= self._trusted_at
-
-    def _rest(self) -> None:
-        """Keeps its free slots from being used."""
-        self._resting += self._worker.hand.without(self)
-
-    def _back_to_work(self) -> None:
-        if self._resting and self.is_usable:
-            resting, self._resting = self._resting, []
-            self._worker.hand.free(*resting)
-            self._worker.wake()
-
     def trouble(self, session: Session | None, error: PpssError) -> None:
         """The node takes or gives no files: it gets no more items for a while; what runs there goes on."""
         if session is not self._session:  # the connection was lost, which is all
             return
-        if time.monotonic() >= self._trusted_at:
-            self._worker.warn(f"{error} It gets no items for {_DISTRUST_SECONDS:.0f} s.")
-        self._trusted_at = time.monotonic() + _DISTRUST_SECONDS
-        self._rest()
+        if self._node_slots.distrust():
+            self._worker.warn(f"{error} It gets no items for {DISTRUST_SECONDS:.0f} s.")
+
+    def _leave(self) -> None:
+        self._worker.retire(self.calls)
+        self.agent.close()
+        self._fleet.left()
 
     def _say_lost(self, why: str) -> None:
         if not self._said_lost:
