@@ -149,3 +149,21 @@ def test_what_fails_on_a_node_is_tried_by_the_master_and_the_other_way_round(mas
         assert found == {("succeeded", good.name)}, found
     worker.terminate()
     worker.wait(SECONDS)
+
+
+def test_a_node_that_is_paused_keeps_no_items(master: Host) -> None:
+    """Short ones are held ahead of their turn."""
+    master.write("names", "".join(f"{number}\n" for number in range(5_000)))
+    run = ppss(master, "enqueue", "-f", "names", "-c", ": $ITEM")
+    worker = master.popen(["ppss", "worker", "-p", "0", "--on", "1/n1"], stderr=subprocess.DEVNULL)
+
+    def counts() -> dict[str, int]:
+        found: dict[str, int] = json.loads(ppss(master, "status", run, "--json"))
+        return found
+
+    wait_until(lambda: counts()["succeeded"] > 20, "it works", SECONDS)
+    ppss(master, "nodes", "pause", "n1")
+    wait_until(lambda: counts()["leased"] == 0, "it has none", SECONDS)
+    assert counts()["ready"] > 0
+    worker.terminate()
+    worker.wait(SECONDS)

@@ -54,6 +54,11 @@ class Hand:
         return max(0, len(self) - len(self._slots))
 
     @property
+    def usable(self) -> int:
+        """Slots that can have items now or when those on them end."""
+        return sum(host.slots for host in self.hosts if host.is_usable)
+
+    @property
     def only_on(self) -> str | None:
         """The host of all slots; "": there are several; None: none has any."""
         usable = [host.name for host in self.hosts if host.is_usable]

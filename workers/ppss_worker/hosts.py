@@ -27,8 +27,12 @@ class Host(Protocol):
         """In the name of the worker that Redis knows there."""
 
     @property
+    def slots(self) -> int:
+        """How many there are to be, in use or not."""
+
+    @property
     def is_usable(self) -> bool:
-        """Whether it has slots for items, in use or not."""
+        """Whether it can have items now."""
 
     @property
     def is_here(self) -> bool:
@@ -75,9 +79,9 @@ class ThisHost:
         calls: Calls,
         launcher: Launcher,
         workplace: Callable[[Lease, ActiveRun], Workplace],
-        has_slots: Callable[[], bool],
+        count_slots: Callable[[], int],
     ) -> None:
-        self._has_slots = has_slots
+        self._count_slots = count_slots
         self.name = name
         self.calls = calls
         self.workplace = workplace
@@ -86,8 +90,12 @@ class ThisHost:
         self.release = launcher.release
 
     @property
+    def slots(self) -> int:
+        return self._count_slots()
+
+    @property
     def is_usable(self) -> bool:
-        return self._has_slots()
+        return self.slots > 0
 
     def takes_back(self, slot: Slot) -> bool:
         return True

@@ -87,10 +87,15 @@ class Intake:
         """
         if self._closed or (self._stage is not None and self._stage.is_short):
             return LOOK_AGAIN_SECONDS
-        prefetch = max(claims.prefetch(self.slots + self._settings.slots_elsewhere, each), self._staged_ahead)
+        prefetch = max(claims.prefetch(self.hand.usable, each), self._staged_ahead)
         if stalled_seconds > HOLD_SECONDS:  # what runs takes longer than thought: others may be idle
             prefetch = 0 if claims.short else self._staged_ahead
             self.hand_back(keep=prefetch)
+        if (
+            not running and self._stage is None and self.hand.ahead
+        ):  # the node that they were for can't have them now
+            prefetch = 0
+            self.hand_back(keep=len(self.hand) - self.hand.ahead)
         elsewhere = self._room.gpus_elsewhere
         if self._ask_again or elsewhere < self._gpus_elsewhere:
             claims.wake()

@@ -206,7 +206,7 @@ class Worker:
                 self._calls,
                 launcher,
                 self._intake.workplace,
-                lambda: self._intake.slots > 0,
+                lambda: self._intake.slots,
             )
             self._hand.hosts.append(self._intake.here)
             self._intake.resize(self._settings.slots)
