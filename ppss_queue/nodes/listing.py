@@ -20,7 +20,7 @@ _NODES_AT_MOST = 10_000
 def read_nodes_file(path: Path) -> list[NodeSpec]:
     """A node a line, `#` begins a comment. Raises BadInput with the number of the line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BadInput(f"there is no nodes file '{path}'. Write one: a [USER@]HOST[:PORT] a line.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -122,6 +122,17 @@ def _nice(spec: NodeSpec, value: str) -> NodeSpec:
     return replace(spec, nice=int(value))
 
 
+def _cpus(spec: NodeSpec, value: str) -> NodeSpec:
+    if int(value) < 0:
+        raise ValueError
+    return replace(spec, cpus=value)
+
+
+def _memory(spec: NodeSpec, value: str) -> NodeSpec:
+    parse_bytes(value)
+    return replace(spec, memory=value)
+
+
 def _map(spec: NodeSpec, value: str) -> NodeSpec:
     if "=" not in value.strip("="):
         raise ValueError
@@ -152,8 +163,8 @@ _SETTINGS: Mapping[str, Callable[[NodeSpec, str], NodeSpec]] = {
     "map": _map,
     "bwlimit": lambda spec, value: replace(spec, bytes_per_second=parse_bytes(value)),
     "gpus": lambda spec, value: replace(spec, gpus=value),
-    "cpus": lambda spec, value: replace(spec, cpus=value),
-    "mem": lambda spec, value: replace(spec, memory=value),
+    "cpus": _cpus,
+    "mem": _memory,
     "reverse": _reverse,
     "python": lambda spec, value: replace(spec, python=value),
 }
@@ -161,6 +172,7 @@ _MANY = ("map",)
 _NEEDS = {
     "slots": "write 8, 50% or -1 (all cores but one)",
     "nice": "write a number from -20 to 19",
+    "cpus": "write a whole number from 0 up",
     "mode": f"write {' or '.join(Mode)}",
     "tags": "write words with commas between them, as in tags=gpu,fast",
     "map": "write map=FROM=TO",

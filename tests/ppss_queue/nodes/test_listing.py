@@ -49,6 +49,11 @@ def test_a_file_names_a_node_a_line_with_settings_comments_and_ranges(tmp_path: 
     assert six.host == SshHost("::1", "", 2222)
 
 
+def test_a_file_of_another_system_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    nodes = read_nodes_file(file_of(tmp_path, b"\xef\xbb\xbfbig1\tslots=2 \r\nbig2\r\n"))
+    assert [(node.name, node.slots) for node in nodes] == [("big1", "2"), ("big2", "")]
+
+
 def test_the_table_of_ppss_toml_takes_settings_as_text_or_as_a_table() -> None:
     table = {"big1": "slots=16 tags=gpu", "node[1-2]": {"slots": 4, "tags": ["a", "b"]}, "plain": ""}
     nodes = read_nodes_table(table, "ppss.toml")
@@ -106,6 +111,8 @@ def test_two_users_on_one_host_and_two_names_of_one_host_are_different_nodes() -
         ("node[a-b]", "no range that can be read"),
         ("node[0-99999]", "more than 10,000 nodes"),
         ("big1 scratch-limit=lots", "is no size"),
+        ("big1 mem=lots", "is no size"),
+        ("big1 cpus=some", "'cpus=some' of node 'big1' can't be: write a whole number from 0 up"),
     ],
 )
 def test_what_is_wrong_in_a_list_is_told_with_file_and_line(tmp_path: Path, line: str, sentence: str) -> None:
