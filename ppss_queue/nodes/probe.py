@@ -17,8 +17,6 @@ OLDEST_PYTHON = (3, 11)
 _PROBE_SECONDS = 60.0
 _ID = re.compile("[0-9A-Za-z._-]{1,64}")
 """Of a machine; it becomes part of a path, and of a line in authorized_keys."""
-_MARK = b"\0ppss-probe\0"
-"""Login scripts may print before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,11 @@ def probe(reach: Reach) -> Probe:
     """Look at a node. Raises ConnectFailed, and BadInput as `reach` does."""
     done = reach.run(_script(reach.node.python), seconds=_PROBE_SECONDS)
     now = time.time()
-    _, mark, text = done.out.rpartition(_MARK)
     said = dict(
-        field.partition("=")[::2] for field in text.decode(errors="surrogateescape").split("\0") if field
+        field.partition("=")[::2] for field in done.out.decode(errors="surrogateescape").split("\0") if field
     )
     try:
-        if not mark or not said["home"].startswith("/") or not _ID.fullmatch(said["machine"]):
+        if not said["home"].startswith("/") or not _ID.fullmatch(said["machine"]):
             raise ValueError
         return _read(said, reach, now)
     except (KeyError, ValueError, TypeError):
@@ -234,7 +231,6 @@ print(json.dumps(dict(
 _PROBE = """
 say() { printf '%s=%s\\0' "$1" "$2"; }
 there() { command -v "$1" >/dev/null 2>&1; }
-printf '\\0ppss-probe\\0'
 say machine "$machine"
 say uid "${EUID}"
 say user "$(id -un 2>/dev/null)"

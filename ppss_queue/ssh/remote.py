@@ -12,9 +12,15 @@ import paramiko
 
 from ppss_queue.ssh.failures import LOST, lost, told
 from ppss_queue.ssh.line import Line
+from ppss_queue.ssh.noise import MARK, SAY_MARK, without_noise
 
-_BOOT = 'exec bash -c \'IFS= read -r -d "" s; eval "$s"\''
-"""For any login shell: the script comes first on stdin and ends with NUL, the rest of stdin is the script's own."""
+_BOOT = 'exec bash --norc -c \'IFS= read -r -d "" s; %s; eval "$s"\''
+"""For any login shell: the script comes first on stdin and ends with NUL, the rest of stdin is the script's own.
+
+Without --norc this bash would read ~/.bashrc once more.
+"""
+_APART = _BOOT % f"{SAY_MARK}; {SAY_MARK} >&2"
+_JOINED = _BOOT % f"exec 2>&1; {SAY_MARK}"
 _PIECE_BYTES = 128 * 1024
 
 
@@ -40,7 +46,7 @@ def run_script(line: Line, script: str, stdin: Iterable[bytes], seconds: float) 
     Raises TimeoutError after `seconds`, ConnectFailed, BadInput.
     """
     deadline = time.monotonic() + seconds
-    with _session(line) as channel:
+    with _session(line, _APART) as channel:
         errors: list[bytes] = []
         # A thread each: else a full window of one stream would hold up the others.
         threading.Thread(target=_send, args=(channel, script, stdin), daemon=True).start()
@@ -59,21 +65,26 @@ def run_script(line: Line, script: str, stdin: Iterable[bytes], seconds: float) 
         code = channel.recv_exit_status()
         if code == -1 and not channel.get_transport().is_active():
             raise EOFError
-        return Done(code, b"".join(out), b"".join(errors))
+        return Done(code, without_noise(b"".join(out)), without_noise(b"".join(errors)))
 
 
 def stream_script(line: Line, script: str) -> Iterator[bytes]:
     """What a script prints, both streams in one, as it comes. Raises ConnectFailed, BadInput."""
-    with _session(line) as channel:
-        channel.set_combine_stderr(True)
+    with _session(line, _JOINED) as channel:
         channel.sendall(script.encode(errors="surrogateescape") + b"\0")
+        printed = b""
+        while MARK not in printed and (piece := channel.recv(_PIECE_BYTES)):
+            printed += piece
+        if MARK not in printed:  # no bash: the login shell says so
+            printed += channel.recv_stderr(_PIECE_BYTES)
+        yield without_noise(printed)
         while piece := channel.recv(_PIECE_BYTES):
             yield piece
 
 
 @contextmanager
-def _session(line: Line) -> Iterator[paramiko.Channel]:
-    channel = line.open_command(_BOOT)
+def _session(line: Line, boot: str) -> Iterator[paramiko.Channel]:
+    channel = line.open_command(boot)
     try:
         yield channel
     except TimeoutError:

@@ -179,3 +179,21 @@ def test_nodes_finish_a_run_whose_session_was_killed_and_end_then(lab: Lab, mast
     assert ppss(master, "wait").code == 0 and outputs(master) == expected
     for node in lab.nodes:
         wait_until(lambda node=node: not pids(node, WORKER), f"the worker of {node.name} has ended", 60)
+
+
+def test_what_login_scripts_of_nodes_print_disturbs_nothing(lab: Lab, master: Host) -> None:
+    for node in lab.nodes:
+        node.write(".bashrc", "echo noise; echo noise >&2; export FROM_RC=$((FROM_RC + 1))\n")
+    master.write("nodes", f"n1 python={PYTHON} slots=1\nn2 mode=ssh slots=1\n")
+    assert {facts["state"] for facts in nodes(master, "check").values()} == {"ready"}
+    told = nodes(master, "exec", "n1", "n2", "--", "printenv", "FROM_RC")
+    assert {(facts["stdout"], facts["stderr"]) for facts in told.values()} == {("1\n", "")}
+    assert nodes(master, "start", "n1")["n1"]["started"]
+    logs = ppss(master, "nodes", "logs", "n1")
+    assert logs.code == 0 and "noise" not in logs.out, logs
+    fill(master, 3)
+    for name in ("n1", "n2"):
+        words = ("-p", "0", "--nodes", name, "-o", f"out-{name}", "-c", 'cp "$ITEM" {out}; echo said')
+        done = ppss(master, "run", "in", *words)
+        assert done.code == 0 and done.out.split() == ["said"] * 3, done
+        master.run(["diff", "-r", "-x", ".ppss", "in", f"out-{name}"])

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from ppss_queue.errors import ConnectFailed, ServiceFailed
 from ppss_queue.ssh.command import RemoteCommand
+from ppss_queue.ssh.noise import MARK, SAY_MARK
 from ppss_worker.agentless.agent import Agent, Session
 from ppss_worker.agentless.protocol import fields
 from ppss_worker.agentless.unpacking import Unpacking
@@ -93,7 +94,7 @@ def fetch_outputs(agent: Agent, session: Session, attempt: str, into: str) -> No
     """
     command = agent.open_command(session, shlex.join(["bash", "-s", "--", session.directory, attempt]))
     try:
-        command.send(_COLLECT.read_bytes())
+        command.send(f"{SAY_MARK}\n".encode() + _COLLECT.read_bytes())
         command.end_input()
         stream = _Receiver(command)
         missing = _read_missing(stream)
@@ -115,7 +116,7 @@ def fetch_outputs(agent: Agent, session: Session, attempt: str, into: str) -> No
 
 def fetch_printed(agent: Agent, session: Session, attempt: str, stdout: int, stderr: int) -> None:
     """Writes what the command printed to these files. Raises ConnectFailed, NodeFailed, OSError of the disk here."""
-    words = ["bash", "-c", _SHOW, "ppss", session.directory, attempt]
+    words = ["bash", "-c", f"{SAY_MARK}\n{_SHOW}", "ppss", session.directory, attempt]
     command = agent.open_command(session, shlex.join(words))
     try:
         stream = _Receiver(command)
@@ -150,11 +151,15 @@ class _Sender(io.RawIOBase):
 
 
 class _Receiver(io.RawIOBase):
-    """A file object for tarfile to read from."""
+    """A file object for tarfile to read from: what the command prints behind the mark."""
 
     def __init__(self, command: RemoteCommand) -> None:
+        """Waits for the mark. Raises ConnectFailed."""
         self._command = command
         self._buffer = b""
+        while MARK not in self._buffer and (data := command.read()):
+            self._buffer += data
+        self._buffer = self._buffer.partition(MARK)[2]
 
     def read(self, size: int = -1) -> bytes:
         if not self._buffer:
