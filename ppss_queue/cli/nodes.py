@@ -100,6 +100,11 @@ class Which:
             return nodes
         raise BadInput("there are no nodes: name them (ppss nodes VERB big1 big2), or list them in -n FILE")
 
+    def for_workers(self, nodes: Sequence[NodeSpec]) -> list[NodeSpec]:
+        """Without those that need no worker of their own (mode=ssh), unless they were named one by one."""
+        named = {*self.names, *(self.listed or "").split(",")}
+        return [node for node in nodes if node.has_worker or node.name in named] or list(nodes)
+
 
 def which_nodes(function: F) -> F:
     """Adds NODE..., -S and -n, which become `which`."""

@@ -67,7 +67,7 @@ def start_verb(
     from ppss_queue.nodes import service, way_back
     from ppss_queue.nodes.deploy import deploy
 
-    wanted, accept_new = reversed_if(reverse, which.some()), accepts_new()
+    wanted, accept_new = reversed_if(reverse, which.for_workers(which.some())), accepts_new()
     with open_queue(url) as queue:
         home, worker_url = master_home(queue, master)
 
@@ -121,7 +121,8 @@ def stop_verb(
     wanted = which.nodes()
     with open_queue(url) as queue:
         unknown = _tell(queue, wanted, lambda node: node.stop(now=now))
-    return _stop_over_ssh([node for node in wanted if node.name in unknown], seconds, now=now)
+    untold = [node for node in wanted if node.name in unknown]
+    return _stop_over_ssh(which.for_workers(untold), seconds, now=now)
 
 
 def _stop_over_ssh(nodes: Sequence[NodeSpec], seconds: float, *, now: bool) -> int:

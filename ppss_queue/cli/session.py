@@ -170,6 +170,8 @@ class Session:
         self._running = running
         for sentence in self._nodes.failures():
             self._display.say(complaint(sentence))
+        if self._worker.is_cut_off and self._nodes.is_hopeless:
+            raise ConnectFailed(_nobody_joined(self._run))
         if self._show.quiet:
             return 10.0
         if now >= self._counted_at + _COUNT_SECONDS:

@@ -40,8 +40,8 @@ def wall_seconds(counts: Counts) -> float:
 
 
 def work_done(work_seconds: float, wall_seconds: float, slots: int) -> str:
-    """`38 min of work on 8 slots, 7.8x`; nothing for what is over in a blink."""
-    if wall_seconds < 1 or not work_seconds:
+    """`38 min of work on 8 slots, 7.8x`; nothing for what is over in a blink, or before its nodes were seen."""
+    if wall_seconds < 1 or not work_seconds or not slots:
         return ""
     speedup = work_seconds / wall_seconds
     return f" · {format_duration(work_seconds)} of work on {plural(slots, 'slot')}, {speedup:.1f}x"

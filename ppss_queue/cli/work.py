@@ -327,6 +327,7 @@ def _work_on(
         settings = settings_of(
             made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True, offer=offer
         )
+        settings = replace(settings, has_company=joining is not None)
         return Session(queue, run, settings, show, log_directory(made), joining).work()
     except KeyboardInterrupt:  # before the worker took the signal over
         say(f"run {run.id} interrupted before its first item\ngo on: {typed(f'run --resume {run.id}')}")

@@ -53,6 +53,11 @@ class NodeSpec:
     """The interpreter to use there; empty: the first one that is new enough."""
 
     @property
+    def has_worker(self) -> bool:
+        """Whether a worker of its own runs there."""
+        return self.mode is not Mode.SSH
+
+    @property
     def here(self) -> bool:
         return self.host is None
 

@@ -154,6 +154,32 @@ def test_a_run_goes_on_without_nodes_that_can_not_join(lab: Lab, master: Host) -
     assert done.code == 3 and "no node takes part in run " in done.err
 
 
+def test_a_node_without_python_that_is_down_leaves_the_work_to_those_that_join(
+    lab: Lab, master: Host
+) -> None:
+    """Nothing runs on the master; verbs for all of the list leave such a node out."""
+    master.write("nodes", "n1 slots=1\nn2 mode=ssh\n")
+    lab["n2"].kill()
+    sources = fill(master, 6)
+    done = run(master, 'tr a-z A-Z <"$ITEM" >{out}', "-p", "0", "-n", "nodes")
+    assert done.code == 0, done
+    assert outputs(master) == sources
+    started = ppss(master, "nodes", "start", "-n", "nodes")
+    assert started.code == 0 and "n2" not in started.out, started
+    assert ppss(master, "nodes", "stop", "-n", "nodes").code == 0
+    erased = ppss(master, "nodes", "erase", "--yes", "-n", "nodes")
+    assert erased.code == 0 and "n2" not in erased.out, erased
+
+
+def test_a_run_whose_nodes_all_fail_to_join_ends_and_loses_nothing(lab: Lab, master: Host) -> None:
+    master.write("nodes", "n1\nn2 mode=ssh\n")
+    for node in ("n1", "n2"):
+        lab[node].kill()
+    fill(master, 2)
+    done = run(master, "cp {} {out}", "-p", "0", "-n", "nodes")
+    assert done.code == 3 and "2 left, nothing lost" in done.err, done
+
+
 def test_ctrl_c_stops_the_nodes_too_and_loses_nothing(lab: Lab, master: Host) -> None:
     expected = fill(master, 12)
     argv = ["ppss", "run", "in", "-o", "out", "-S", "n2", "-p", "1", "-c"]

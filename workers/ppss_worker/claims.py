@@ -125,9 +125,9 @@ class Claims:
         want = idle + prefetch - ahead
         if now < self._first_at:
             return self._first_at - now
-        if self.in_flight or want <= 0:
-            return LOOK_AGAIN_SECONDS
-        if not idle and (self._short or ahead > prefetch // 2):
+        has_enough = want <= 0 or (not idle and (self._short or ahead > prefetch // 2))
+        # Who holds nothing asks at least whether the runs are over: there may be no slot for long.
+        if self.in_flight or (has_enough and not nothing_held):
             return LOOK_AGAIN_SECONDS
         if self._dry:
             if not self._listening:

@@ -85,6 +85,8 @@ class Settings:
     """For items that say what they need."""
     nodes: tuple[AgentlessNode, ...] = ()
     """Whose items this worker runs too."""
+    has_company: bool = False
+    """Other nodes join its run, so it goes on where none of its own can be reached."""
 
     @property
     def slots_elsewhere(self) -> int:

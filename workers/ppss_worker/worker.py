@@ -170,6 +170,11 @@ class Worker:
         return self._intake.slots
 
     @property
+    def is_cut_off(self) -> bool:
+        """It has no slots here, and none of its nodes could be reached yet."""
+        return not self.slots and self._fleet is not None and self._fleet.is_unreachable
+
+    @property
     def left_runs_alone(self) -> bool:
         """Whether there were runs that could not be run here."""
         return self._runs.any_left_alone
@@ -262,7 +267,7 @@ class Worker:
             self._retire,
             on_output,
             lambda: not self._lifeline.lost,
-            has_slots=self._settings.slots > 0,
+            has_others=self._settings.slots > 0 or self._settings.has_company,
         )
         return fleet.Fleet(self._settings.nodes, worker, captures)
 

@@ -53,8 +53,8 @@ class Worker:
     """Hears what commands printed, where it is to be shown at once."""
     is_connected: Callable[[], bool]
     """To Redis: while it is not, nothing is begun."""
-    has_slots: bool
-    """On this machine."""
+    has_others: bool
+    """There are slots on this machine, or other nodes join."""
 
 
 class Fleet:
@@ -132,13 +132,14 @@ class Fleet:
 
     def failed(self) -> None:
         """A node could not be reached. If none ever was, and there is no slot elsewhere, there is no use in waiting."""
-        failures = [host.failure for host in self.hosts if not host.is_up and host.failure is not None]
-        if (
-            len(failures) == len(self.hosts)
-            and not self.worker.has_slots
-            and not any(host.was_up for host in self.hosts)
-        ):
-            self.worker.fail(failures[0])
+        first = self.hosts[0].failure
+        if first is not None and self.is_unreachable and not self.worker.has_others:
+            self.worker.fail(first)
+
+    @property
+    def is_unreachable(self) -> bool:
+        """No node was ever reached, though all were tried."""
+        return all(host.failure is not None and not host.was_up for host in self.hosts)
 
     def obey(self, wishes: Mapping[str, Wishes]) -> None:
         """Does what is wished of nodes, by worker. Raises ConnectFailed."""
@@ -148,7 +149,7 @@ class Fleet:
 
     def left(self) -> None:
         """A node was told to stop, and has. If it was the last, and there is no slot elsewhere, that is all."""
-        if not self.worker.has_slots and all(host.steering.is_left for host in self.hosts):
+        if not self.worker.has_others and all(host.steering.is_left for host in self.hosts):
             self.worker.stop(Stop.DRAIN)
 
     def retire(self) -> None:
