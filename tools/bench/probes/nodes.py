@@ -1,6 +1,6 @@
 """Many nodes on one Redis: nodes.py ADDRESS NODES SLOTS ITEMS IDLE ITEM; the last two in ms.
 
-ITEMS a slot, each ITEM long on average; before them the nodes are idle for IDLE. Each has a worker's four connections
+ITEMS a slot, each ITEM long on average; before them the nodes are idle for IDLE. Each has a worker's two connections
 and says on them what a worker says, to the letter; only its commands are timers. A few processes do this for all.
 """
 
@@ -42,10 +42,9 @@ class _Node:
         self._client = Client(address, name)
         self.connection, self._calls = self._client.connection, self._client.calls
         self._keeper = self.connection.clone(name="ppss-leases")
-        self._control = ChangeListener(self.connection.clone(name="ppss-control"), [KEYS.control])
+        self._control = ChangeListener(self._keeper, [KEYS.control])
         watched = (KEYS.wake, KEYS.suspended, KEYS.queue(""), KEYS.registry("scheduled", ""))
-        self.listening = self.connection.clone(name="ppss-wake")
-        self._wake = ChangeListener(self.listening, watched)
+        self._wake = ChangeListener(self.connection, watched)
         self._timers, self._item_seconds = timers, item_seconds
         self._node, self._slots = name.partition(".")[0], slots
         self._idle, self._held, self._ended = slots, dict[str, Lease](), list[Lease]()
@@ -64,18 +63,23 @@ class _Node:
         self._timers.after(random.uniform(0, _RENEW_SECONDS), self._renew_on)
 
     def hear(self) -> None:
-        """Something changed: is there an item for it?"""
-        if self._wake.changes():
-            self._claim()
+        """Takes in what has come on the connection for work: answers, and that something changed."""
+        heard = True
+        while heard:  # until nothing is left: of what was read with something else, poll does not tell
+            self.connection.readable()
+            woken = bool(self._wake.changes())
+            heard = woken or self.connection.buffered
+            while self.connection.buffered:
+                self._answered()
+            if woken:  # is there an item for it?
+                self._claim()
 
-    def answer(self) -> None:
-        """Takes in what has come on the connection for work."""
-        while self._asked and self.connection.readable():
-            (reply,) = self.connection.receive(1)
-            if isinstance(reply, Exception):
-                raise reply
-            if self._asked.pop(0) == "claim":
-                self._begin(read_claim(reply).leases)
+    def _answered(self) -> None:
+        reply = self.connection.take()
+        if isinstance(reply, Exception):
+            raise reply
+        if self._asked.pop(0) == "claim":
+            self._begin(read_claim(reply).leases)
 
     def _claim(self) -> None:
         if self._idle and "claim" not in self._asked:
@@ -195,8 +199,7 @@ def _crowd(
         except BaseException:
             ready.abort()  # nobody need wait for this process
             raise
-        on_input[node.connection.fileno()] = node.answer
-        on_input[node.listening.fileno()] = node.hear
+        on_input[node.connection.fileno()] = node.hear
     for descriptor in on_input:
         poll.register(descriptor, select.POLLIN)
     ready.wait(60)

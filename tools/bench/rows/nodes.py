@@ -19,7 +19,7 @@ def _nodes(this: Round) -> Mapping[str, float]:
 ROWS = (
     Row(
         21,
-        "1,000 simulated nodes of 4 slots, each with a worker's four connections; 40,000 items of 2 s",
+        "1,000 simulated nodes of 4 slots, each with a worker's two connections; 40,000 items of 2 s",
         (
             Figure("fair", "items of the busiest node, divided by those of the idlest", at_most=1.5),
             Figure("idle", "CPU of the server, of a core: all nodes idle", unit="%", at_most=5),
