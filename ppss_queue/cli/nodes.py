@@ -103,7 +103,12 @@ class Which:
     def for_workers(self, nodes: Sequence[NodeSpec]) -> list[NodeSpec]:
         """Without those that need no worker of their own (mode=ssh), unless they were named one by one."""
         named = {*self.names, *(self.listed or "").split(",")}
-        return [node for node in nodes if node.has_worker or node.name in named] or list(nodes)
+        return [node for node in nodes if node.has_worker or node.name in named]
+
+    def some_for_workers(self) -> list[NodeSpec]:
+        """All, where none needs a worker: so each is told so. Raises BadInput."""
+        nodes = self.some()
+        return self.for_workers(nodes) or nodes
 
 
 def which_nodes(function: F) -> F:

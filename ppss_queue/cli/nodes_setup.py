@@ -135,7 +135,7 @@ def deploy_verb(
     """
     from ppss_queue.nodes.deploy import deploy
 
-    wanted = reversed_if(reverse, which.for_workers(which.some()))
+    wanted = reversed_if(reverse, which.some_for_workers())
     with open_queue(url) as queue:
         home, _ = master_home(queue, master)
 
@@ -190,7 +190,7 @@ def erase_verb(
     These are workers, files, scratch, logs, and the key here. What runs there is handed back first. What other
     masters brought there stays, and so do outputs.
     """
-    wanted = which.for_workers(which.some())
+    wanted = which.some_for_workers()
     if not yes:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise BadInput("nobody can be asked here. If all of PPSS is to go from these nodes: --yes")

@@ -67,7 +67,7 @@ def start_verb(
     from ppss_queue.nodes import service, way_back
     from ppss_queue.nodes.deploy import deploy
 
-    wanted, accept_new = reversed_if(reverse, which.for_workers(which.some())), accepts_new()
+    wanted, accept_new = reversed_if(reverse, which.some_for_workers()), accepts_new()
     with open_queue(url) as queue:
         home, worker_url = master_home(queue, master)
 
