@@ -85,7 +85,8 @@ class Command:
             argv = tuple([word if isinstance(word, str) else word(values) for word in self.words])
             return Invocation(argv, _NO_VARIABLES, False)
         variables = {name: value(values) for name, value in self.variables}
-        return Invocation(("bash", "-c", self.script), variables, True)
+        # Below sshd bash takes itself for a login, and would read ~/.bashrc.
+        return Invocation(("bash", "--norc", "-c", self.script), variables, True)
 
 
 def parse_command(
@@ -259,4 +260,5 @@ def render(command: Command, values: ItemValues) -> str:
         if invocation.shell and re.search(rf"(?<!\w){name}(?!\w)", command.script, re.ASCII)
     }
     variables = [f"{name}={quoted(value)}" for name, value in {**named, **invocation.variables}.items()]
-    return " ".join([*variables, shell_quoted(invocation.argv)])
+    words = ("bash", "-c", command.script) if invocation.shell else invocation.argv
+    return " ".join([*variables, shell_quoted(words)])

@@ -143,7 +143,6 @@ def _program(place: str, label: str, url: str, words: Sequence[str]) -> str:
     here = shlex.quote(place)
     return (
         f"#!/bin/sh\ncd {here} || exit\n"
-        "unset SSH_CLIENT SSH2_CLIENT\n"  # by these bash takes itself for a login, and each item would read ~/.bashrc
         f"export PPSS_SSH_CONFIG={here}/ssh_config PPSS_STATE_DIR={here}/state\n"
         f"export PPSS_URL={shlex.quote(url)}\n"  # it may have a password, which `ps` must not show
         f"exec {here}/bin/ppss {shlex.join(words)} --pid-file {here}/{label}.pid </dev/null >>worker.log 2>&1\n"

@@ -36,7 +36,7 @@ def argv(command: str | list[str], item: str = "dir/a b.tar.gz", **options: str)
 def script(text: str) -> str:
     command = parse_command(text)
     assert command.shell, f"{text} went the direct way"
-    return command.bind(values()).argv[2]
+    return command.bind(values()).argv[-1]
 
 
 def environment_of(bound_values: ItemValues) -> dict[str, str]:

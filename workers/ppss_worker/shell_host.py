@@ -78,7 +78,7 @@ class ShellHost:
         self._socket, theirs = socket.socketpair()
         silence = os.open(os.devnull, os.O_RDWR)
         try:
-            argv = ["bash", "-c", _START, "bash", script]
+            argv = ["bash", "--norc", "-c", _START, "bash", script]
             shell = spawner.spawn(argv, run.environment, run.spec.directory, theirs.fileno(), silence)
         except BaseException:
             self._socket.close()
@@ -244,7 +244,7 @@ def _starts_silently(run: ActiveRun) -> bool:
     """Whether a bash of its own would say nothing at its start, e.g. that it does not know the locale."""
     import subprocess  # `check_syntax` has loaded it
 
-    argv = ["bash", "-c", ":"]
+    argv = ["bash", "--norc", "-c", ":"]
     try:
         done = subprocess.run(
             argv,

@@ -93,6 +93,15 @@ def test_too_much_output_of_other_workers_is_said_and_costs_no_memory(ppss: Ppss
         assert left == str(64 * 1024 * 1024 - 70_000).encode()
 
 
+@pytest.mark.parametrize("text", [': "$ITEM"; echo said', 'echo said "$(exec true "$ITEM")"'])
+def test_no_item_reads_the_startup_file_of_bash_below_sshd(ppss: Ppss, text: str) -> None:
+    """There bash takes itself for a login."""
+    ppss.environment |= {"SSH_CLIENT": "127.0.0.1 1 22", "SHLVL": "0"}
+    Path(ppss.environment["HOME"], ".bashrc").write_text("echo noise; exit 3\n")
+    done = ppss("run", "-c", text, stdin="a\nb\n")
+    assert done.code == 0 and {line.rstrip() for line in done.out.splitlines()} == {"said"}, done
+
+
 def test_keep_order_prints_in_input_order(ppss: Ppss) -> None:
     command = """test "$ITEM" != 1 || until test -e third; do sleep 0.02; done
                  echo "$ITEM"; test "$ITEM" != 3 || touch third"""
