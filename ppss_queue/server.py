@@ -7,7 +7,6 @@ own copy right after the spawn: from then on "the lock is free and nobody answer
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import socket
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppss_queue.errors import BadInput, ConnectFailed, MachineFailed, ServiceFailed
+from ppss_queue.locks import try_lock
 from ppss_queue.server_binary import binary, options
 from ppss_queue.server_place import ServerPlace, check_private, make_private
 
@@ -120,7 +120,7 @@ def stop(place: ServerPlace) -> bool:
                 raise ServiceFailed(f"the embedded server at '{place.socket}' refused to stop: {reply[1:]}")
             if reply == "":
                 stopped, heard = True, time.monotonic()
-            elif (lock := _try_lock(place)) is not None:
+            elif (lock := try_lock(place.directory / "lock")) is not None:
                 os.close(lock)
                 return stopped
             elif time.monotonic() - heard > _UNREACHABLE_SECONDS:
@@ -167,7 +167,7 @@ def _acquire(place: ServerPlace) -> int | None:
             heard = time.monotonic()
             if reply:
                 limit_seconds = _LOADING_SECONDS
-        elif (lock := _try_lock(place)) is not None:
+        elif (lock := try_lock(place.directory / "lock")) is not None:
             # It may have come up since: without holding this lock if someone deleted its lock file.
             if _ask(place, "PING", _ANSWER_SECONDS) is None:
                 return lock
@@ -237,20 +237,6 @@ def _ask(place: ServerPlace, command: str, seconds: float) -> str | None:
 def _runs(reply: str | None) -> bool:
     """Any answer but "still loading": one that refuses writes answers PING with an error, and yet runs."""
     return reply is not None and reply != "" and not reply.startswith("-LOADING")
-
-
-def _try_lock(place: ServerPlace) -> int | None:
-    """The lock's descriptor, or None when someone else holds it."""
-    lock = os.open(place.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
 
 
 def _server_pid(place: ServerPlace) -> int | None:

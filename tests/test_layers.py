@@ -20,6 +20,7 @@ LAYERS = [
         "replacements",
         "config",
         "globs",
+        "locks",
         "notes",
         "spool",
         "server_place",

@@ -6,7 +6,6 @@ the way and nobody here wants it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -16,8 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 from ppss_queue.errors import ConnectFailed, MachineFailed, PpssError
+from ppss_queue.locks import try_lock
 from ppss_queue.nodes import service, way_back
 from ppss_queue.nodes.reach import Reach
 from ppss_queue.nodes.spec import NodeSpec, parse_node
@@ -78,13 +79,12 @@ class Holding:
 
     def gives_up(self, is_needed: Callable[[], bool]) -> bool:
         """Whether nobody needs the way, here or there; if so, nobody can begin to before this process has ended."""
-        wanted = os.open(self._order["wanted"], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        wanted = try_lock(Path(self._order["wanted"]))
+        if wanted is None:
+            return False
         leaving = False
         try:
-            fcntl.flock(wanted, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leaving = not is_needed()
-        except BlockingIOError:
-            pass
         finally:
             if not leaving:
                 os.close(wanted)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypedDict
 from urllib.parse import quote
 
 from ppss_queue.errors import ConnectFailed, ExitCode, MachineFailed, PpssError
+from ppss_queue.locks import try_lock
 from ppss_queue.nodes.probe import Probe
 from ppss_queue.nodes.reach import Reach
 from ppss_queue.nodes.spec import NodeSpec
@@ -123,7 +124,7 @@ def close(node: NodeSpec) -> None:
     if not files.state.exists():
         return
     deadline = time.monotonic() + _CLOSE_SECONDS
-    while (lock := _try_lock(files)) is None and time.monotonic() < deadline:
+    while (lock := try_lock(files.state)) is None and time.monotonic() < deadline:
         with suppress(ProcessLookupError, KeyError, ValueError, TypeError):
             os.kill(int(str(_read(files)["pid"])), signal.SIGTERM)
         time.sleep(_POLL_SECONDS)
@@ -139,7 +140,7 @@ def _open(files: _Files, node: NodeSpec, sshd: tuple[str, int], directory: str, 
     began = False
     deadline = time.monotonic() + _OPEN_SECONDS
     while time.monotonic() < deadline:
-        lock = _try_lock(files)
+        lock = try_lock(files.state)
         if lock is None:
             if "port" in _read(files):
                 return
@@ -198,20 +199,6 @@ def _read(files: _Files) -> Mapping[str, object]:
         return dict(json.loads(files.state.read_bytes()))
     except (OSError, ValueError):
         return {}
-
-
-def _try_lock(files: _Files) -> int | None:
-    """Of the state file; None if a process holds the way."""
-    lock = os.open(files.state, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from helpers import mounted, wait_until
 
 from ppss_queue import server
 from ppss_queue.errors import BadInput, ConnectFailed, MachineFailed
+from ppss_queue.locks import try_lock
 from ppss_queue.server_binary import binary
 from ppss_queue.server_place import ServerPlace, default_place
 
@@ -76,7 +77,7 @@ def kill_9(place: ServerPlace) -> None:
 
 
 def is_free(place: ServerPlace) -> bool:
-    lock = server._try_lock(place)
+    lock = try_lock(place.directory / "lock")
     if lock is not None:
         os.close(lock)
     return lock is not None
@@ -409,7 +410,7 @@ def test_a_foreign_process_with_the_pid_of_an_old_server_is_not_signalled(
     server.ensure_running(place)
     kill_9(place)
     monkeypatch.setattr(server, "_START_SECONDS", 2.5)
-    lock = server._try_lock(place)
+    lock = try_lock(place.directory / "lock")
     assert lock is not None
     with subprocess.Popen(["sleep", "60"], cwd=place.directory) as bystander:
         try:

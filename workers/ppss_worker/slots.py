@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 from pathlib import Path
 
 from ppss_queue.errors import BadInput, MachineFailed
+from ppss_queue.locks import try_lock
 
 _FILES_PER_SLOT = 8
 """Its number, two captures, two pipes or a socket, and what the spawn takes."""
@@ -72,14 +72,7 @@ class SlotNumbers:
             self.give_back(number)
 
     def _lock(self, number: int) -> bool:
-        descriptor = os.open(self._directory / str(number), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        except OSError:
-            os.close(descriptor)
-            raise
-        self._locks[number] = descriptor
-        return True
+        lock = try_lock(self._directory / str(number))
+        if lock is not None:
+            self._locks[number] = lock
+        return lock is not None
