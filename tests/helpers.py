@@ -7,12 +7,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import pytest
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def wait_until(condition: Callable[[], T], what: str, timeout_seconds: float = 20) -> T:
@@ -30,6 +32,18 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"CI must have {what}")
     pytest.skip(f"there is no {what}")
+
+
+def as_root(test: Callable[P, None]) -> Callable[P, None]:
+    """For a test that becomes another user."""
+
+    @wraps(test)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        if os.geteuid() != 0:
+            missing("root, to become another user")
+        test(*args, **options)
+
+    return run
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import missing, mounted, wait_until
+from helpers import as_root, missing, mounted, wait_until
 from ppss_worker.disk import OwnDisk
 from ppss_worker.fetching import Fetch, Fetching
 from ppss_worker.file_gate import FileGate, QueueRuns
@@ -1192,7 +1192,7 @@ def test_when_the_node_hangs_up_the_session_ends(sftp_master: _Master) -> None:
     wait_until(lambda: sftp_master.servers[0].poll() is not None, "the end of sftp-server")
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to become another user")
+@as_root
 def test_what_the_user_may_not_do_is_told(master: _Master) -> None:
     top = Path(tempfile.mkdtemp())
     top.chmod(0o755)
@@ -1234,7 +1234,7 @@ def test_what_the_user_may_not_do_is_told(master: _Master) -> None:
         shutil.rmtree(top)
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to become another user")
+@as_root
 def test_directories_that_are_closed_to_their_owner_are_published_and_removed(master: _Master) -> None:
     top = Path(tempfile.mkdtemp())
     top.chmod(0o755)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import mounted
+from helpers import as_root, mounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ppss_worker.publishing import Attempt, OutputRefused
@@ -523,7 +523,7 @@ def test_a_directory_where_the_user_may_not_write_is_refused_with_a_sentence() -
             _refused(attempt, top, "can't write into", "this user may not")
 
 
-@pytest.mark.skipif(not _IS_ROOT, reason="needs root, to make files of another user")
+@as_root
 def test_directories_made_by_another_user_refuse_all_of_the_attempt() -> None:
     """A container writes as root: its directories can't be emptied by the user who runs the worker."""
     with _ordinary_user() as top:
