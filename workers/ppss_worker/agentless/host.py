@@ -353,8 +353,8 @@ class AgentlessHost:
 
     def trouble(self, session: Session | None, error: PpssError) -> None:
         """The node takes or gives no files: it gets no more items for a while; what runs there goes on."""
-        if session is not self._session:  # the connection was lost, which is all
-            return
+        if session is None or session is not self._session or session.command.is_over:
+            return  # the connection was lost, which is all
         if self._node_slots.distrust():
             self._worker.warn(f"{error} It gets no items for {DISTRUST_SECONDS:.0f} s.")
 
