@@ -44,14 +44,17 @@ class RemoteCommand:
             self._channel.shutdown_write()
 
     def read(self, timeout_seconds: float | None = None) -> bytes:
-        """What it prints next; empty at the end. Raises ConnectFailed when the time is over."""
+        """What it prints next; empty at the end. Raises ConnectFailed when the connection or the time is over."""
         self._channel.settimeout(timeout_seconds)
         try:
-            return self._channel.recv(_PIECE_BYTES)
+            data = self._channel.recv(_PIECE_BYTES)
         except failures.LOST as error:
             raise self._lost(error) from None
         finally:
             self._channel.settimeout(None)
+        if not data and not self._channel.eof_received:  # the exit code may have come before all was read
+            raise self._lost(EOFError())
+        return data
 
     def take(self) -> bytes:
         """What it has printed; waits for nothing."""
@@ -68,8 +71,8 @@ class RemoteCommand:
     def wait(self) -> int:
         """Its exit code, -1 if it was killed, when it has ended. Raises ConnectFailed."""
         status = self._channel.recv_exit_status()
-        if status < 0 and not self._channel.get_transport().is_active():
-            raise self._lost(EOFError("it hung up"))
+        if status < 0 and failures.is_lost(self._channel.get_transport()):
+            raise self._lost(EOFError())
         return status
 
     @property

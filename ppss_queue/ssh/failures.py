@@ -16,6 +16,16 @@ LOST = (paramiko.SSHException, EOFError, OSError)
 """What using a connection raises that is lost."""
 
 
+_ENDING_SECONDS = 1.0
+
+
+def is_lost(transport: paramiko.Transport) -> bool:
+    """Whether a connection of which a channel failed is lost: its thread closes all channels before it says so."""
+    if transport.is_active():
+        transport.join(_ENDING_SECONDS)
+    return not transport.is_active()
+
+
 class SshRefused(ConnectFailed):
     """It needs PPSS on the master, another version, or another setting there; a worker still tries again."""
 

@@ -10,7 +10,7 @@ import paramiko
 
 from ppss_queue import __version__
 from ppss_queue.errors import ConnectFailed
-from ppss_queue.ssh.failures import SshRefused
+from ppss_queue.ssh.failures import SshRefused, is_lost
 from ppss_queue.ssh.hello import NOISE_BYTES, OLDEST, PROTOCOL, START, Hello
 from ppss_queue.ssh.target import Target
 
@@ -78,7 +78,7 @@ def _no_hello(channel: paramiko.Channel, printed: bytes, service: str, target: T
         channel.settimeout(0.0)
         complaint = channel.recv_stderr(4096)
     transport = channel.get_transport()
-    if status < 0 and (transport is None or not transport.is_active()):
+    if status < 0 and (transport is None or is_lost(transport)):
         return ConnectFailed(
             f"the SSH connection to {target.given.display()} was lost. See whether it still runs."
         )

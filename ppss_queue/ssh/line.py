@@ -106,13 +106,13 @@ class Line:
 
     def open_sftp(self) -> paramiko.Channel:
         """A channel to the SFTP server of sshd. Raises ConnectFailed, BadInput."""
-        from ppss_queue.ssh.failures import LOST, SshRefused
+        from ppss_queue.ssh.failures import LOST, SshRefused, is_lost
 
         channel = self._channel("session", None)
         try:
             channel.invoke_subsystem("sftp")
         except LOST as error:
-            if not channel.get_transport().is_active():
+            if is_lost(channel.get_transport()):
                 raise self._lost(channel.get_transport(), error) from None
             self.hang_up(channel)
             raise SshRefused(
@@ -136,16 +136,18 @@ class Line:
         Each connection there is a channel for `serve`, in a thread of its own. Raises SshRefused if it is not allowed,
         ConnectFailed, BadInput.
         """
-        from ppss_queue.ssh.failures import LOST, SshRefused
+        from ppss_queue.ssh.failures import LOST, SshRefused, is_lost
+        from ppss_queue.ssh.transport import end_with_close
 
         def begin(channel: paramiko.Channel, origin: tuple[str, int], place: tuple[str, int]) -> None:
+            end_with_close(channel)
             threading.Thread(target=serve, args=[channel], name="ssh-serve", daemon=True).start()
 
         transport = self._transport()
         try:
             return Listening(transport.request_port_forward("127.0.0.1", 0, begin), transport)
         except LOST as error:
-            if not transport.is_active():
+            if is_lost(transport):
                 raise self._lost(transport, error) from None
             raise SshRefused(
                 f"sshd of {self.target.host} lets no port be forwarded back. Allow it there for user "
@@ -271,18 +273,18 @@ class Line:
             raise self._lost(transport, error) from None
 
     def _execute(self, channel: paramiko.Channel, command: str) -> None:
-        from ppss_queue.ssh.failures import LOST, SshRefused
+        from ppss_queue.ssh.failures import LOST, SshRefused, is_lost
 
         transport = channel.get_transport()
         try:
             channel.exec_command(command)
         except LOST as error:
-            if transport.is_active():
-                raise SshRefused(
-                    f"sshd of {self.target.host} runs no commands for user '{self.target.user}' (ForceCommand, "
-                    "chroot?). Allow them there."
-                ) from None
-            raise self._lost(transport, error) from None
+            if is_lost(transport):
+                raise self._lost(transport, error) from None
+            raise SshRefused(
+                f"sshd of {self.target.host} runs no commands for user '{self.target.user}' (ForceCommand, "
+                "chroot?). Allow them there."
+            ) from None
 
     def _refused(self, code: int, text: str, destination: tuple[str, int] | None) -> ConnectFailed:
         from ppss_queue.ssh.failures import NoMoreSessions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -17,12 +17,11 @@ from ppss_queue.ssh import failures, known_hosts
 from ppss_queue.ssh.identities import Identities
 from ppss_queue.ssh.known_hosts import HostKey, KnownHosts, Verdict
 from ppss_queue.ssh.target import Target, resolve
+from ppss_queue.ssh.transport import Transport
 from ppss_queue.ssh.wire import ASK_SECONDS, Stream, Wire, connect, leave_signals_alone, run_proxy
 
 LOGIN_SECONDS = 15.0
 """For each step of the login; a busy sshd takes seconds for its keys."""
-_WINDOW_BYTES = 4 << 20
-"""In flight on one channel: 300 Mbit/s at 80 ms are 3 MB. More makes paramiko slower."""
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 """GCM first: it is several times faster than paramiko's own first choice."""
 _KEY_KINDS = {
@@ -89,22 +88,6 @@ def host_keys(target: Target) -> list[HostKey]:
     return found
 
 
-class _Transport(paramiko.Transport):
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire, default_window_size=_WINDOW_BYTES)  # type: ignore[arg-type]
-        self._requesting = threading.Lock()
-
-    def run(self) -> None:
-        leave_signals_alone()
-        super().run()
-
-    def global_request(
-        self, kind: str, data: Iterable[object] | None = None, wait: bool = True
-    ) -> paramiko.Message | None:
-        with self._requesting:  # paramiko mixes up the answers to several threads
-            return super().global_request(kind, data, wait)
-
-
 class _NoSuchKey(ConnectFailed):
     """The server has no host key of the kinds that it was asked for."""
 
@@ -122,7 +105,7 @@ def _shake_hands(
     _silence_logging()
     wanted = kinds or [kind for kind in _KEY_KINDS if known and kind in known.kinds(target.key_names)]
     stream, hops = _reach(target, identities, depth, accept_new=accept_new)
-    transport = _Transport(Wire(stream))
+    transport = Transport(Wire(stream))
     session = Session(transport, hops)
     try:
         options = transport.get_security_options()

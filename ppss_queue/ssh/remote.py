@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import paramiko
 
-from ppss_queue.ssh.failures import LOST, lost, told
+from ppss_queue.ssh.failures import LOST, is_lost, lost, told
 from ppss_queue.ssh.line import Line
 from ppss_queue.ssh.noise import MARK, SAY_MARK, without_noise
 
@@ -63,7 +63,7 @@ def run_script(line: Line, script: str, stdin: Iterable[bytes], seconds: float) 
         if not channel.status_event.wait(max(0.01, deadline - time.monotonic())):
             raise TimeoutError
         code = channel.recv_exit_status()
-        if code == -1 and not channel.get_transport().is_active():
+        if not channel.eof_received or (code == -1 and is_lost(channel.get_transport())):
             raise EOFError
         return Done(code, without_noise(b"".join(out)), without_noise(b"".join(errors)))
 

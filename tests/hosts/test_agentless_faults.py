@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from helpers import wait_until
 from hosts.lab import Host, Lab
@@ -214,3 +216,83 @@ def test_one_process_serves_many_nodes_with_no_thread_per_item(lab: Lab) -> None
     assert {node for _, node in staged.begun} == set(names)
     worker.end("TERM")
     assert left_on(lab["n1"]) == ""
+
+
+_LOSES = """
+import sys, time
+import paramiko
+from ppss_queue.address import SshHost
+from ppss_queue.errors import ConnectFailed
+from ppss_queue.ssh.command import RemoteCommand
+from ppss_queue.ssh.line import Line
+unlink = paramiko.Channel._unlink
+def slowly(channel):  # as on a busy machine: all channels are closed, and the connection is not yet
+    unlink(channel)
+    time.sleep(0.3)
+paramiko.Channel._unlink = slowly
+line = Line(SshHost.parse("n1"))
+for text in ("kill -KILL $$", "pkill -KILL -u ppss -x sshd; sleep 100"):
+    command = RemoteCommand(line, text)
+    try:
+        print("ended", command.wait())
+    except ConnectFailed as error:
+        print(error)
+"""
+
+
+_ENDS_LATE = """
+import sys, threading, time
+import paramiko
+from ppss_queue.address import SshHost
+from ppss_queue.ssh.command import RemoteCommand
+from ppss_queue.ssh.line import Line
+from ppss_queue.ssh.transport import _LastWord
+say = _LastWord._send_user_message
+def late(self, message):  # as on a busy machine: what was decided is sent when the other side has closed the channel
+    if message.asbytes()[0] in map(int, sys.argv[1:]):
+        time.sleep(0.5)
+    say(self, message)
+_LastWord._send_user_message = late
+line = Line(SshHost.parse("n1"))
+first = RemoteCommand(line, "cat")
+for _ in range(3):
+    command = RemoteCommand(line, "exec true", first)
+    try:
+        command.send(b"x")
+        command.end_input()
+    except Exception as error:
+        print(error)
+    print(command.wait())
+first.send(b"it is here")
+print(first.read(9))
+"""
+
+
+def test_what_is_sent_when_the_command_has_just_ended_does_not_end_the_connection(lab: Lab) -> None:
+    for late in ("96", "94"):  # the end of its stdin, and data
+        said = lab.master.run([sys.executable, "-c", _ENDS_LATE, late]).stdout
+        assert said.count("0\n") == 3 and said.endswith("b'it is here'\n"), said
+
+
+def test_a_connection_that_is_lost_is_told_from_a_command_that_was_killed(lab: Lab) -> None:
+    killed, lost = lab.master.run([sys.executable, "-c", _LOSES]).stdout.splitlines()
+    assert killed == "ended -1"
+    assert "was lost" in lost
+
+
+def test_a_node_whose_connections_are_lost_again_and_again_gets_items_as_soon_as_it_is_back(lab: Lab) -> None:
+    """Many files are on their way each time."""
+    sizes = {f"f{number}": 400_000 + number for number in range(200)}
+    staged = Staged(lab, sizes, command=_PLAIN)
+    worker = staged.worker(lab.master, "-p", "0", "--on", "4/n1")
+    try:
+        for share in range(1, 6):
+            enough = 25 * share
+            wait_until(lambda enough=enough: staged.counts().get("succeeded", 0) >= enough, "it works", SECONDS)
+            lab["n1"].run(["pkill", "-KILL", "-u", "ppss", "-x", "sshd"], user="root")
+        assert set(staged.finish().values()) == {"n1"}
+    except AssertionError:
+        print(worker.said)
+        raise
+    assert worker.said.count("was lost") >= 3, worker.said
+    assert "gets no items" not in worker.said, worker.said

@@ -12,6 +12,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -143,7 +144,7 @@ class Agent:
             self._post(partial(self.on_up, session, accepted))
             self._listener.add(session.command, partial(self._hear, session))
             self._send(session)
-            session.command.close()
+            self._listener.drop(session.command)
 
     def _begin(self) -> Session:
         """Starts one. Raises ConnectFailed, BadInput."""
@@ -202,12 +203,9 @@ class Agent:
 
     def _send(self, session: Session) -> None:
         """Until the session is over, by whatever cause."""
-        try:
-            while (request := session.requests.get()) is not None:
+        while (request := session.requests.get()) is not None:
+            with suppress(ConnectFailed):  # the listener tells
                 session.command.send(request)
-        except ConnectFailed:
-            session.command.close()  # the listener tells
-            return
         if self._closing.is_set():
             session.command.end_input()
             deadline = time.monotonic() + _END_SECONDS

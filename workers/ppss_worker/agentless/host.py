@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from ppss_queue.calls import Calls
 from ppss_queue.command import ItemValues
-from ppss_queue.errors import ConnectFailed, PpssError
+from ppss_queue.errors import ConnectFailed, MachineFailed, PpssError
 from ppss_queue.model import Lease
 from ppss_queue.resp import Argument
+from ppss_queue.ssh.failures import SshRefused
 from ppss_queue.units import count_slots
 from ppss_worker.agentless import protocol
 from ppss_worker.agentless.agent import Agent, Session
@@ -354,7 +355,9 @@ class AgentlessHost:
     def trouble(self, session: Session | None, error: PpssError) -> None:
         """The node takes or gives no files: it gets no more items for a while; what runs there goes on."""
         if session is None or session is not self._session or session.command.is_over:
-            return  # the connection was lost, which is all
+            return  # all of it is lost, and comes again
+        if isinstance(error, ConnectFailed) and not isinstance(error, SshRefused):
+            return  # the agent will be heard no more either
         if self._node_slots.distrust():
             self._worker.warn(f"{error} It gets no items for {DISTRUST_SECONDS:.0f} s.")
 

@@ -18,14 +18,16 @@ class Audible(Protocol):
 
     def fileno(self) -> int: ...
 
+    def close(self) -> None: ...
+
 
 class Listener:
-    """`add` and `close` are for any thread."""
+    """`add`, `drop` and `close` are for any thread."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
-        self._added: deque[tuple[Audible, Callable[[], bool]]] = deque()
+        self._wishes: deque[Callable[[selectors.BaseSelector], None]] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._listen, name="agents", daemon=True)
 
@@ -34,7 +36,23 @@ class Listener:
 
     def add(self, source: Audible, on_readable: Callable[[], bool]) -> None:
         """Calls this, in the thread, each time that the source can be read, until it returns False."""
-        self._added.append((source, on_readable))
+
+        def begin(selector: selectors.BaseSelector) -> None:
+            if on_readable():  # what came before this was listened for
+                selector.register(source, selectors.EVENT_READ, on_readable)
+
+        self._wishes.append(begin)
+        self._wake()
+
+    def drop(self, source: Audible) -> None:
+        """Closes it. Nobody else may: its number would mean another one while it is listened to."""
+
+        def end(selector: selectors.BaseSelector) -> None:
+            with suppress(KeyError):
+                selector.unregister(source)
+            source.close()
+
+        self._wishes.append(end)
         self._wake()
 
     def close(self) -> None:
@@ -57,11 +75,9 @@ class Listener:
             while not self._closing:
                 for key, _ in selector.select():
                     if not key.data():
-                        selector.unregister(key.fd)
-                while self._added:
-                    source, on_readable = self._added.popleft()
-                    if on_readable():  # what came before this was listened for
-                        selector.register(source.fileno(), selectors.EVENT_READ, on_readable)
+                        selector.unregister(key.fileobj)
+                while self._wishes:
+                    self._wishes.popleft()(selector)
 
     def _hear_wish(self) -> bool:
         with suppress(BlockingIOError):
