@@ -9,7 +9,7 @@ from ppss_queue.connection import Reply
 from ppss_queue.keys import HUNDRED_YEARS_SECONDS, SCHEMA_VERSION, Keys
 from ppss_queue.model import RUN_VERSION, Item, Lease, Outcome, seq_of_job
 from ppss_queue.replies import as_bytes, as_list, integer, read_members, text
-from ppss_queue.resources import NOTHING, Resources
+from ppss_queue.resources import Resources
 from ppss_queue.resp import Argument
 from ppss_queue.rq_form import kept_output
 from ppss_queue.scripts import Call
@@ -88,21 +88,24 @@ class Calls:
         has_command: bool = False,
         runs: Sequence[str] = (),
         without: Iterable[str] = (),
-        free: Resources = NOTHING,
+        free: Iterable[Resources] = (),
         kept_for: str = "",
         only_on: str | None = None,
     ) -> Call:
         """Up to `want` items, `idle` of which can start at once, of `runs` (none: of all open runs) but `without`.
 
-        `has_command`: the worker can run items of runs that have no command. `free`: there is room for items that
-        need so much; `kept_for`: of this, what an item of that run needs is for that run alone. `only_on`: the node
-        on which they will run, so that others get what failed there, or "" if there are several; None: the worker's.
+        `has_command`: the worker can run items of runs that have no command. `free`: what there is on each of its hosts
+        for items that say what they need; `kept_for`: of the first, what an item of that run needs is for that run
+        alone. `only_on`: the node on which they will run, so that others get what failed there, or "" if there are
+        several; None: the worker's.
         """
         if only_on is None:
             only_on = self.worker.rpartition(".")[0] or self.worker
         fixed = (SCHEMA_VERSION, RUN_VERSION, self._nonce, self.worker, want, idle, int(has_command))
-        room = (free.gpus, free.cpus, free.memory_bytes, kept_for)
-        return Call(self._keys, "claim", (*fixed, *room, only_on, *runs, *(f"-{run}" for run in without)))
+        rooms = " ".join(room.encode() or "0 0 0" for room in free)
+        return Call(
+            self._keys, "claim", (*fixed, rooms, kept_for, only_on, *runs, *(f"-{run}" for run in without))
+        )
 
     def begin(self, lease: Lease) -> Sequence[Argument]:
         """To be sent just before an item begins to run: from here its attempt counts, should the worker die.

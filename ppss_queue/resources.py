@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ppss_queue.units import format_bytes, plural
+
+_NODES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,13 @@ class Resources:
 
 
 NOTHING = Resources()
+
+
+def shortages(needs: Resources, offers: Iterable[tuple[str, Resources]]) -> str:
+    """`2 CPUs, but a offers 1; 1 GPU, but b offers 0; and so on for 4 more`, where none of (node, offer) is enough."""
+    lacking = list(dict.fromkeys(needs.shortage(offer, node) for node, offer in offers))
+    more = [f"and so on for {len(lacking) - _NODES} more"] if len(lacking) > _NODES else []
+    return "; ".join([*lacking[:_NODES], *more])
 
 
 def _listed(words: list[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ppss_queue.errors import BadInput
 
+_GPU_DIGITS = 3
 _SECONDS = {
     "": 1.0,
     "ms": 0.001,
@@ -57,6 +58,19 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise BadInput(f"'{text}' is no size. Write bytes, or a number with K, M, G or T, such as 20G.")
     return int(float(match[1]) * _BYTES[match[2]])
+
+
+def parse_gpus(text: str) -> tuple[str, ...]:
+    """`2`: GPUs 0 and 1; `0,3`, `0,` or `GPU-5c3f...`: these. Raises BadInput."""
+    if text.isdecimal() and len(text) <= _GPU_DIGITS:
+        return tuple(map(str, range(int(text))))
+    names = tuple(text.removesuffix(",").split(","))
+    known = all(re.fullmatch(r"[0-9]+|[A-Za-z][\w/-]*", name) for name in names)
+    if text.isdecimal() or len(set(names)) < len(names) or not known:
+        raise BadInput(
+            f"'{text}' names no GPUs. Give how many there are, or which: 0,1 (0, for number 0 alone)."
+        )
+    return names
 
 
 def format_bytes(count: float) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from ppss_queue.errors import BadInput
-from ppss_queue.units import count_slots, parse_bytes, parse_duration, printable, shorten
+from ppss_queue.units import count_slots, parse_bytes, parse_duration, parse_gpus, printable, shorten
 
-_GPU_DIGITS = 3
 """A number of GPUs has no more."""
 _NODE_CHARACTERS = 64
 """As long as Linux lets a host name be."""
@@ -83,21 +81,10 @@ class Gpus(_Type):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        text = str(value)
-        if text.isdecimal() and len(text) <= _GPU_DIGITS:
-            return tuple(map(str, range(int(text))))
-        names = tuple(text.removesuffix(",").split(","))
-        if (
-            text.isdecimal()
-            or len(set(names)) < len(names)
-            or not all(re.fullmatch(r"[0-9]+|[A-Za-z][\w/-]*", name) for name in names)
-        ):
-            self.fail(
-                f"'{text}' names no GPUs. Give how many there are, or which: 0,1 (0, for number 0 alone).",
-                param,
-                ctx,
-            )
-        return names
+        try:
+            return parse_gpus(str(value))
+        except BadInput as error:
+            self.fail(str(error), param, ctx)
 
 
 class Slots(_Type):

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from ppss_queue.cli.say import no_worker
 from ppss_queue.model import RunSpec
+from ppss_queue.resources import shortages
 
 if TYPE_CHECKING:
     from ppss_queue.queue import WorkerView
-
-_NODES = 3
 
 
 def unserved(workers: Sequence[WorkerView], spec: RunSpec) -> str | None:
@@ -21,9 +20,8 @@ def unserved(workers: Sequence[WorkerView], spec: RunSpec) -> str | None:
     needs = spec.needs
     if any(needs.fits(worker.offer) for worker in workers):
         return None
-    lacking = list(dict.fromkeys(needs.shortage(worker.offer, worker.node) for worker in workers))
-    more = [f"and so on for {len(lacking) - _NODES} more"] if len(lacking) > _NODES else []
+    with_slots = [worker for worker in workers if worker.slots] or workers
+    lacking = shortages(needs, ((worker.node, worker.offer) for worker in with_slots))
     return (
-        f"no worker that is there has room for an item: it needs {'; '.join([*lacking[:_NODES], *more])}. "
-        f"{no_worker().partition('. ')[2]}"
+        f"no worker that is there has room for an item: it needs {lacking}. {no_worker().partition('. ')[2]}"
     )

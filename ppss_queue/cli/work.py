@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from ppss_queue.nodes.spec import NodeSpec
     from ppss_queue.queue import Queue
-    from ppss_queue.resources import Resources
     from ppss_queue.run import Run
     from ppss_queue.sources import Sources
 
@@ -210,13 +209,13 @@ def run_verb(
     if made["slots"] != 0 or agentless_nodes(made):
         wish.make_output()
     with open_queue(url) as queue:
-        offer = _offer(queue, spec.needs, made, helpers)
+        offer = _offer(queue, spec, made, helpers)
         run = _make_run(queue, replace(spec, tell_output=not made["quiet"]), sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
             warn(wish.no_items)
             return ExitCode.OK
-        return _work_on(queue, run, made, offer, helpers)
+        return _work_on(queue, run, made, offer, helpers, find_gpus=spec.needs.gpus > 0)
 
 
 def _prepare(wish: Wish, *, look_for_program: bool) -> tuple[RunSpec, Sources]:
@@ -272,7 +271,7 @@ def _resume(
             raise BadInput(
                 f"run {run.id} is still being filled. Try again when it is open: ppss status {run.id}"
             )
-        offer = _offer(queue, counts.spec.needs, made, helpers) if counts.left or retry_failed else None
+        offer = _offer(queue, counts.spec, made, helpers) if counts.left or retry_failed else None
         if helpers and not counts.spec.stage:
             warn(f"run {run.id} was made without --stage, so nodes must see its files under the same paths.")
         if state is RunState.PAUSED:
@@ -281,7 +280,7 @@ def _resume(
             run.retry()
         counts = run.status()
         if counts.left:
-            return _work_on(queue, run, made, offer, helpers)
+            return _work_on(queue, run, made, offer, helpers, find_gpus=counts.spec.needs.gpus > 0)
         warn(f"run {run.id} has nothing left to do ({plural(counts.failed, 'item')} failed).")
         if not counts.failed:
             return ExitCode.OK
@@ -289,19 +288,20 @@ def _resume(
         return ExitCode.ITEMS_FAILED
 
 
-def _offer(queue: Queue, needs: Resources, made: dict[str, Any], helpers: Sequence[NodeSpec]) -> Offer | None:
+def _offer(queue: Queue, spec: RunSpec, made: dict[str, Any], helpers: Sequence[NodeSpec]) -> Offer | None:
     """What this machine has for a run; None: too little, or no slot, but other workers may have more.
 
     `helpers`: nodes that are to join. Raises BadInput if nobody has enough.
     """
     from ppss_worker.offer import NO_OFFER
 
-    if made["slots"] == 0 and not agentless_nodes(made):
+    needs, agentless = spec.needs, bool(agentless_nodes(made))
+    if made["slots"] == 0 and (not agentless or (spec.function and helpers)):
         return None
-    if not needs:
+    if not needs or made["slots"] == 0:
         return NO_OFFER
     offer = offer_here(None if needs.gpus else ())
-    if needs.fits(offer.total):
+    if agentless or needs.fits(offer.total):  # agentless nodes tell what they have when they are reached
         return offer
     shortage = needs.shortage(offer.total, "this machine")
     if not helpers and not any(needs.fits(worker.offer) for worker in queue.workers()):
@@ -313,9 +313,15 @@ def _offer(queue: Queue, needs: Resources, made: dict[str, Any], helpers: Sequen
 
 
 def _work_on(
-    queue: Queue, run: Run, made: dict[str, Any], offer: Offer | None, helpers: Sequence[NodeSpec]
+    queue: Queue,
+    run: Run,
+    made: dict[str, Any],
+    offer: Offer | None,
+    helpers: Sequence[NodeSpec],
+    *,
+    find_gpus: bool,
 ) -> int:
-    """`offer`: what this machine has for the run; None: nothing of it is run here."""
+    """`offer`: what this machine has for the run; None: nothing of it is run from here. `find_gpus` on other nodes."""
     try:
         from ppss_queue.cli.session import Session, Show, watch
 
@@ -325,7 +331,13 @@ def _work_on(
         if offer is None:
             return watch(queue, run, show, prints=True, joining=joining)
         settings = settings_of(
-            made, burst=True, runs=(run.id,), line_buffer=by_line, prints=True, offer=offer
+            made,
+            burst=True,
+            runs=(run.id,),
+            line_buffer=by_line,
+            prints=True,
+            offer=offer,
+            find_gpus=find_gpus,
         )
         settings = replace(settings, has_company=joining is not None)
         return Session(queue, run, settings, show, log_directory(made), joining).work()

@@ -90,6 +90,7 @@ def worker_verb(
 
     SIGTERM finishes what runs, a second one hands it back. Ctrl-C hands it back, a second one does so at once.
     """
+    from ppss_worker.offer import NO_OFFER
     from ppss_worker.settings import Stop
     from ppss_worker.worker import Worker
 
@@ -117,8 +118,12 @@ def worker_verb(
         for run in served:
             if queue.run(run).status().state is RunState.PAUSED:
                 warn(f"run {run} is paused. Go on: {typed(f'resume {run}')}")
-        offer = offer_here(work["offered_gpus"], work["offered_cpus"], work["offered_mem"])
-        settings = settings_of(work, burst=burst, runs=served, command=words or command, offer=offer)
+        offer = NO_OFFER
+        if slots_here(work):
+            offer = offer_here(work["offered_gpus"], work["offered_cpus"], work["offered_mem"])
+        settings = settings_of(
+            work, burst=burst, runs=served, command=words or command, offer=offer, find_gpus=True
+        )
         gpus = [f"GPU {', '.join(offer.gpus)}"] if offer.gpus else []
         facts = [plural(settings.slots, "slot"), *gpus, queue.connection.address.display()]
         log = WorkerLog(state_directory(), logs, " · ".join(facts), held, quiet=quiet)
@@ -139,8 +144,12 @@ def settings_of(
     line_buffer: bool = False,
     prints: bool = False,
     offer: Offer,
+    find_gpus: bool,
 ) -> Settings:
-    """The settings of a worker, from `work_options`. Makes this process as nice as they say."""
+    """The settings of a worker, from `work_options`. Makes this process as nice as they say.
+
+    `find_gpus`: agentless nodes are asked for theirs.
+    """
     from ppss_worker.settings import Settings
 
     if work["nice"]:
@@ -160,7 +169,7 @@ def settings_of(
         prints=prints,
         stage=stage_settings(work, state_directory()),
         offer=offer,
-        nodes=agentless_nodes(work),
+        nodes=agentless_nodes(work, find_gpus=find_gpus),
     )
 
 

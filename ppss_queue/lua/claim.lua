@@ -5,9 +5,9 @@
 -- where a batch is {run, token, visibility, job, description, item, root, attempts, failures, doubted on, job, ...};
 -- doubted on: the node on which it failed, so that another one is to try it, or ''.
 -- ARGV: our schema version, run version, nonce, worker, want, idle slots, 1 if the worker has a command for
---       runs without one or 0, GPUs, CPUs and bytes of memory that are free there, run for whose next item these
---       are kept or '', the node on which all of it will run or '' (there are several), allowed run or
---       -excluded run... (no allowed one: all)
+--       runs without one or 0, GPUs, CPUs and bytes of memory that are free on each of its hosts (one list), run for
+--       whose next item those of the first are kept or '', the node on which all of it will run or '' (there are
+--       several), allowed run or -excluded run... (no allowed one: all)
 --       A worker whose node is paused is given nothing, and told no time: it hears of a change by itself.
 local refused = check_schema(ARGV[1])
 if refused then return refused end
@@ -19,7 +19,7 @@ end
 local node = node_of(worker)
 if redis.call('HEXISTS', node_key(node), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
-for index = 13, #ARGV do
+for index = 11, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')
   if run then excluded[run] = true else allowed[ARGV[index]] = true end
 end
@@ -100,7 +100,7 @@ local function doubts_of(run)
   for index = 1, #doubts, 2 do
     local job, patience, delay, first = doubts[index], parse_doubt(doubts[index + 1])
     failed_on[job] = first
-    if first == ARGV[12] then
+    if first == ARGV[10] then
       if alone == nil then alone = not other_node(run, first) end
       local status = redis.call('HGET', job_key(job), 'status')
       if status == 'queued' and (alone or (tonumber(patience) or NOW) < NOW) then
@@ -173,24 +173,40 @@ local function lease(run, jobs, visibility, failed_on)
   return batch, #leases / 2
 end
 
--- What items need, and what is free: GPUs, CPUs, bytes of memory.
+-- {GPUs, CPUs, bytes of memory} of each host, or of an item.
 local function amounts(text)
   local found = {}
-  for number in string.gmatch(text or '', '%d+') do found[#found + 1] = tonumber(number) end
+  for gpus, cpus, bytes in string.gmatch(text, '(%-?%d+) (%-?%d+) (%-?%d+)') do
+    found[#found + 1] = { tonumber(gpus), tonumber(cpus), tonumber(bytes) }
+  end
   return found
 end
 
-local free, kept_for = { tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]) }, ARGV[11]
-local kept = kept_for ~= '' and amounts(redis.call('HGET', run_key(kept_for), 'needs')) or {}
+local rooms, kept_for = amounts(ARGV[8]), ARGV[9]
+local kept = kept_for ~= '' and amounts(redis.call('HGET', run_key(kept_for), 'needs') or '')[1]
 
--- For how many items of a run there is room.
-local function room_for(run, needs)
+-- For how many items of a run there is room on a host.
+local function room_on(host, run, needs)
   local most = math.huge
-  for index, need in ipairs(needs) do
-    local there = free[index] - (run ~= kept_for and kept[index] or 0)
+  for kind, need in ipairs(needs) do
+    local there = rooms[host][kind] - (kept and host == 1 and run ~= kept_for and kept[kind] or 0)
     if need > 0 then most = math.min(most, math.max(math.floor(there / need), 0)) end
   end
   return most
+end
+
+local function room_for(run, needs)
+  local most = 0
+  for host in ipairs(rooms) do most = most + room_on(host, run, needs) end
+  return most
+end
+
+local function take_room(run, needs, items)
+  for host, room in ipairs(rooms) do
+    local here = math.min(items, room_on(host, run, needs))
+    items = items - here
+    for kind, need in ipairs(needs) do room[kind] = room[kind] - here * need end
+  end
 end
 
 -- Whether the run has anything to hand out now.
@@ -213,7 +229,7 @@ for index = 1, #passes, 2 do
     elseif can_run then
       open = open + 1
     end
-    local needs = values[6] and amounts(values[6])
+    local needs = values[6] and amounts(values[6])[1]
     local most = needs and math.min(want, room_for(run, needs)) or want
     local doubts, count, failed_on = {}, 0, {}
     if can_run and most > 0 then doubts, count, failed_on = doubts_of(run) end
@@ -229,7 +245,7 @@ for index = 1, #passes, 2 do
           -- A run that had nothing to hand out saves up no claims, or it would shut out the others later.
           for _, other in ipairs(empty) do redis.call('ZADD', P .. 'open', 'XX', 'GT', pass, other) end
           want, idle = want - taken, math.max(idle - taken, 0)
-          for index, need in ipairs(needs or {}) do free[index] = free[index] - taken * need end
+          if needs then take_room(run, needs, taken) end
           reply[#reply + 1] = batch
         end
       end

@@ -9,7 +9,7 @@ from enum import StrEnum
 from ppss_queue.address import SshHost
 from ppss_queue.config import closest
 from ppss_queue.errors import BadInput
-from ppss_queue.units import parse_bytes, shorten
+from ppss_queue.units import parse_bytes, parse_gpus, shorten
 
 HERE = ":"
 """This machine, as GNU parallel writes it."""
@@ -133,6 +133,11 @@ def _cpus(spec: NodeSpec, value: str) -> NodeSpec:
     return replace(spec, cpus=value)
 
 
+def _gpus(spec: NodeSpec, value: str) -> NodeSpec:
+    parse_gpus(value)
+    return replace(spec, gpus=value)
+
+
 def _memory(spec: NodeSpec, value: str) -> NodeSpec:
     parse_bytes(value)
     return replace(spec, memory=value)
@@ -167,7 +172,7 @@ _SETTINGS: Mapping[str, Callable[[NodeSpec, str], NodeSpec]] = {
     "tags": _tags,
     "map": _map,
     "bwlimit": lambda spec, value: replace(spec, bytes_per_second=parse_bytes(value)),
-    "gpus": lambda spec, value: replace(spec, gpus=value),
+    "gpus": _gpus,
     "cpus": _cpus,
     "mem": _memory,
     "reverse": _reverse,

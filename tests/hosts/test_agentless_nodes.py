@@ -167,3 +167,82 @@ def test_a_node_that_is_paused_keeps_no_items(master: Host) -> None:
     assert counts()["ready"] > 0
     worker.terminate()
     worker.wait(SECONDS)
+
+
+# What items need
+
+_NVIDIA_SMI = "#!/bin/sh\nprintf '0\\n1\\n'\n"
+
+
+def _give_gpus(node: Host, program: str = _NVIDIA_SMI) -> None:
+    node.write("/usr/local/bin/nvidia-smi", program, user="root")
+    node.run(["chmod", "755", "/usr/local/bin/nvidia-smi"], user="root")
+
+
+_SAYS_GPUS = (
+    'd=$HOME/busy.$CUDA_VISIBLE_DEVICES; mkdir "$d" || exit 9; touch "$HOME/met.$CUDA_VISIBLE_DEVICES"; '
+    'until [ -e "$HOME/met.0" ] && [ -e "$HOME/met.1" ]; do sleep 0.05; done; rmdir "$d"; echo "$CUDA_VISIBLE_DEVICES"'
+)
+
+
+def test_a_gpu_of_a_node_is_given_to_one_item_at_a_time(master: Host) -> None:
+    """Of two processes on the master, too. The other node has none, and all the other items."""
+    n1 = master.lab["n1"]
+    _give_gpus(n1)
+    master.write("names", "".join(f"{number}\n" for number in range(12)))
+    words = ("worker", "--burst", "-p", "1", "--on", "4/n1,4/n2")
+    run = ppss(
+        master, "enqueue", "--gpus", "1", "--no-check", "--keep-output", "-f", "names", "-c", _SAYS_GPUS
+    )
+    plain = ppss(master, "enqueue", "--no-check", "-f", "names", "-c", ": $ITEM")
+    workers = [master.popen(["ppss", *words], stderr=subprocess.PIPE) for _ in range(2)]
+    assert [worker.wait(SECONDS) for worker in workers] == [0, 0]
+    found = items(master, run).values()
+    assert {(item["state"], item["node"]) for item in found} == {("succeeded", "n1")}, found
+    assert {str(item["last_line"]).split()[0] for item in found} == {"0", "1"}
+    assert {item["state"] for item in items(master, plain).values()} == {"succeeded"}
+
+
+def test_nodes_give_out_the_cores_and_memory_that_they_have_or_that_the_list_says(master: Host) -> None:
+    master.write("ppss.toml", '[nodes]\nn1 = "slots=8 cpus=3 mem=1G"\nn2 = "slots=8 cpus=1 gpus=GPU-a"\n')
+    master.write("names", "".join(f"{number}\n" for number in range(8)))
+    run = ppss(master, "enqueue", "--cpus", "1", "--mem", "400M", "--no-check", "-f", "names", "-c", _HOLD)
+    worker = master.popen(["ppss", "worker", "-p", "0", "--on", "n1,n2"], stderr=subprocess.PIPE)
+    wait_for(master, "n1", state="live", slots=8, running=2)
+    wait_for(master, "n2", state="live", slots=8, running=1)
+    assert json.loads(ppss(master, "status", run, "--json"))["ready"] == 5, "none is held that can't begin"
+    plain = ppss(master, "enqueue", "--no-check", "-f", "names", "-c", ": $ITEM")
+    ppss(master, "wait", plain)
+    for name in ("n1", "n2"):
+        master.lab[name].write("go", "")
+    ppss(master, "wait", run)
+    gpu = ppss(master, "enqueue", "--gpus", "1", "-f", "names", "-c", "echo $CUDA_VISIBLE_DEVICES $ITEM")
+    ppss(master, "wait", gpu)
+    assert {item["node"] for item in items(master, gpu).values()} == {"n2"}
+    big = master.run(["ppss", "enqueue", "--gpus", "2", "--cpus", "2", "-f", "names", "-c", ": $ITEM"])
+    assert "it needs 2 GPUs, but n1 offers 0; 2 GPUs and 2 CPUs, but n2 offers 1 and 1." in big.stderr
+    worker.terminate()
+    worker.wait(SECONDS)
+    assert worker.stderr is not None
+    sentence = (
+        f"run {big.stdout.strip()} can't be run here and is left to other nodes: "
+        "each item needs 2 GPUs, but n1 offers 0; 2 GPUs and 2 CPUs, but n2 offers 1 and 1"
+    )
+    assert sentence in str(worker.stderr.read())
+
+
+def test_a_run_that_fits_on_no_node_says_so_and_one_that_fits_goes_where_it_does(master: Host) -> None:
+    """`ppss run`: nothing is known of a node before it is reached; only runs with --gpus look for some."""
+    n1, n2 = master.lab["n1"], master.lab["n2"]
+    _give_gpus(n2)
+    _give_gpus(n1, "#!/bin/sh\necho no driver\nexit 9\n")
+    on = ("-p", "1", "--on", "2/n1,2/n2")
+    words = ("--", "sh", "-c", "echo $PPSS_NODE $CUDA_VISIBLE_DEVICES")
+    done = master.run(["ppss", "run", *on, "--gpus", "2", *words], stdin="a\nb\n")
+    assert done.stdout.split("\n")[:-1] == ["n2 0,1"] * 2, done
+    done = master.run(["ppss", "run", *on, "--gpus", "3", *words], stdin="a\n", check=False)
+    assert done.returncode == 2, done
+    assert "each item needs 3 GPUs, but " in done.stderr and "n2 offers 2" in done.stderr, done.stderr
+    assert "which GPUs node n1 has is not known, as nvidia-smi failed: no driver. Say which" in done.stderr
+    done = master.run(["ppss", "run", *on, "--cpus", "1", *words], stdin="a\n")
+    assert "GPU" not in done.stderr

@@ -53,8 +53,8 @@ VISIBILITY_SECONDS = 1000.0
 WORKERS = ("w1", "w2", "w3")
 PICKS = st.lists(st.integers(0, 99), min_size=1, max_size=3)
 """Which of those that there are, modulo their number."""
-CPUS = st.integers(0, 6)
-"""That are free, for items that need 1 or 2, or say nothing."""
+CPUS = st.lists(st.integers(0, 6), max_size=2)
+"""That are free on each host, for items that need 1 or 2, or say nothing."""
 ONLY = st.sampled_from([[], [], [], ["r0"], ["r1", "r2"], ["r1", "gone"]])
 OWNER = ("open", "pause", "cancel", "cancel items", "purge", "run expires", "tidy")
 REGISTRIES = ("wip", "scheduled", "finished", "failed", "canceled")
@@ -518,30 +518,30 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(
         worker=st.sampled_from(WORKERS), want=st.integers(0, 6), idle=st.integers(0, 4), only=ONLY, cpus=CPUS
     )
-    def claim(self, worker: str, want: int, idle: int, only: list[str], cpus: int) -> None:
+    def claim(self, worker: str, want: int, idle: int, only: list[str], cpus: list[int]) -> None:
         self._claim(worker, want, idle, only, cpus)
 
     @rule(worker=st.sampled_from(WORKERS), want=st.integers(1, 6), only=ONLY, cpus=CPUS)
-    def claim_and_start(self, worker: str, want: int, only: list[str], cpus: int) -> None:
+    def claim_and_start(self, worker: str, want: int, only: list[str], cpus: list[int]) -> None:
         for attempts in self._claim_by_run(worker, want, only, cpus):
             self._start(attempts)
 
     @precondition(lambda self: any(model.ready for model in self.runs.values()))
     @rule(worker=st.sampled_from(WORKERS), what=st.sampled_from(["ack", "fail"]), only=ONLY)
     def work_on_all_there_is(self, worker: str, what: str, only: list[str]) -> None:
-        for attempts in self._claim_by_run(worker, 50, only, 100):
+        for attempts in self._claim_by_run(worker, 50, only, [100]):
             self._attempts(attempts, what, 0, again=False)
 
-    def _claim_by_run(self, worker: str, want: int, only: list[str], cpus: int) -> list[list[Attempt]]:
+    def _claim_by_run(self, worker: str, want: int, only: list[str], cpus: list[int]) -> list[list[Attempt]]:
         attempts = self._claim(worker, want, want, only, cpus)
         runs = dict.fromkeys(attempt.lease.run for attempt in attempts)
         return [[attempt for attempt in attempts if attempt.lease.run == run] for run in runs]
 
-    def _claim(self, worker: str, want: int, idle: int, only: list[str], cpus: int) -> list[Attempt]:
+    def _claim(self, worker: str, want: int, idle: int, only: list[str], cpus: list[int]) -> list[Attempt]:
         passes = {run.decode(): at for run, at in self.redis.zrange("ppss:open", 0, -1, withscores=True)}
-        claimed = read_claim(
-            self.call(self.calls[worker].claim(want, idle, runs=only, free=Resources(cpus=cpus)))
-        )
+        free = [Resources(cpus=count) for count in cpus]
+        claimed = read_claim(self.call(self.calls[worker].claim(want, idle, runs=only, free=free)))
+        cpus = list(cpus)
         assert claimed.suspended is self.suspended
         if self.suspended:
             assert not claimed.leases
@@ -554,14 +554,15 @@ class LeaseMachine(RuleBasedStateMachine):
         waiting = set()
         for model in allowed:
             need = model.spec.needs.cpus
-            left = min(want - len(expected), cpus // need if need else want)
+            left = min(want - len(expected), sum(count // need for count in cpus) if need else want)
             taken = (
                 model.take(left, max(idle - len(expected), 0), worker, self.others(worker)) if left else []
             )
             expected += [(model.run, job) for job in taken]
             passes[model.run] += len(taken) / model.spec.priority
-            cpus -= need * len(taken)
-            if cpus < need and model.has_items:
+            for _ in taken if need else ():
+                cpus[next(host for host, count in enumerate(cpus) if count >= need)] -= need
+            if need and all(count < need for count in cpus) and model.has_items:
                 waiting.add(model.run)
             model.unsettled = True  # it is looked at only if the runs before it left some of `want`
         assert [(lease.run, lease.job) for lease in claimed.leases] == expected

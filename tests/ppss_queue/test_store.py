@@ -324,40 +324,40 @@ PAIR = RunSpec(command="true", needs=Resources(cpus=2))
 )
 def test_a_claim_gives_as_many_items_as_there_is_room_for(bench: Bench, free: Resources, count: int) -> None:
     bench.run("r", 9, RunSpec(command="true", needs=Resources(1, 2, 16)))
-    claimed = bench.worker().look(9, free=free)
+    claimed = bench.worker().look(9, free=[free])
     assert len(claimed.leases) == count
     assert bench.states("r") == {state: n for state, n in (("ready", 9 - count), ("leased", count)) if n}
 
 
 def test_items_that_say_nothing_are_given_where_there_is_no_room_at_all(bench: Bench) -> None:
     bench.run("plain")
-    claimed = bench.worker().look(9, free=NOTHING)
+    claimed = bench.worker().look(9, free=[NOTHING])
     assert len(claimed.leases) == 3 and not claimed.waiting
 
 
 def test_runs_of_one_claim_share_the_room_in_their_order(bench: Bench) -> None:
     for run in ("a", "b"):
         bench.run(run, 9, PAIR)
-    claimed = bench.worker().look(9, free=Resources(cpus=7))
+    claimed = bench.worker().look(9, free=[Resources(cpus=7)])
     assert Counter(lease.run for lease in claimed.leases) == {"a": 3}
-    claimed = bench.worker().look(3, free=Resources(cpus=9))
+    claimed = bench.worker().look(3, free=[Resources(cpus=9)])
     assert Counter(lease.run for lease in claimed.leases) == {"b": 3}, "the pass of one moves on as ever"
 
 
 def test_a_claim_tells_which_runs_wait_for_room_and_what_they_need(bench: Bench) -> None:
     bench.run("big", 1, RunSpec(command="true", needs=Resources(2, 0, 8 * 2**40)))
     bench.run("plain", 1)
-    claimed = bench.worker().look(1, free=Resources(1, 9, 2**50))
+    claimed = bench.worker().look(1, free=[Resources(1, 9, 2**50)])
     assert [lease.run for lease in claimed.leases] == ["plain"], "others go on"
     assert claimed.waiting == {"big": Resources(2, 0, 8 * 2**40)}
     assert claimed.open_runs == 2, "the end of a run that waits is waited for"
-    assert bench.worker().look(1, free=Resources(2, 0, 2**50)).waiting == {}
+    assert bench.worker().look(1, free=[Resources(2, 0, 2**50)]).waiting == {}
 
 
 def test_a_run_that_has_nothing_to_hand_out_does_not_wait_for_room(bench: Bench) -> None:
     bench.run("pair", 1, replace(PAIR, retry=RetryRule(1)))
     worker = bench.worker()
-    (lease,) = worker.look(1, free=Resources(cpus=2)).leases
+    (lease,) = worker.look(1, free=[Resources(cpus=2)]).leases
     assert not worker.look(1).waiting
     worker.fail(lease, delay=1000)
     assert not worker.look(1).waiting
@@ -369,30 +369,42 @@ def test_a_run_that_has_nothing_to_hand_out_does_not_wait_for_room(bench: Bench)
 
 def test_a_lost_item_waits_for_room_too(bench: Bench) -> None:
     bench.run("pair", 1, PAIR)
-    (lost,) = bench.worker("old").look(1, free=Resources(cpus=2)).leases
+    (lost,) = bench.worker("old").look(1, free=[Resources(cpus=2)]).leases
     bench.redis.zadd(KEYS.registry("wip", "pair"), {lost.member: HUNDRED_YEARS_SECONDS + 1})
     new = bench.worker("new")
     assert new.look(1).waiting == {"pair": PAIR.needs}
     assert bench.counts("pair").leased == 1, "nobody took it"
-    assert [lease.item for lease in new.look(1, free=Resources(cpus=2)).leases] == [lost.item]
+    assert [lease.item for lease in new.look(1, free=[Resources(cpus=2)]).leases] == [lost.item]
 
 
 def test_what_is_kept_for_a_run_is_not_given_to_others(bench: Bench) -> None:
     bench.run("one", 9, RunSpec(command="true", needs=Resources(cpus=1)))
     bench.run("pair", 1, PAIR)
     worker = bench.worker()
-    claimed = worker.look(9, free=Resources(cpus=1), kept_for="pair")
+    claimed = worker.look(9, free=[Resources(cpus=1)], kept_for="pair")
     assert not claimed.leases and claimed.waiting.keys() == {"one", "pair"}
-    claimed = worker.look(9, free=Resources(cpus=3), kept_for="pair")
+    claimed = worker.look(9, free=[Resources(cpus=3)], kept_for="pair")
     assert Counter(lease.run for lease in claimed.leases) == {"one": 1, "pair": 1}
-    assert len(worker.look(9, free=Resources(cpus=3), kept_for="gone").leases) == 3
+    assert len(worker.look(9, free=[Resources(cpus=3)], kept_for="gone").leases) == 3
+
+
+def test_an_item_gets_its_room_on_one_host(bench: Bench) -> None:
+    for run, cpus in (("a", 3), ("b", 1)):
+        bench.run(run, 9, RunSpec(command="true", needs=Resources(cpus=cpus)))
+    hosts = [Resources(cpus=cpus) for cpus in (1, 5, 0, 3, 1)]
+    claimed = bench.worker().look(9, free=hosts)
+    assert Counter(lease.run for lease in claimed.leases) == {"a": 2, "b": 1 + 2 + 0 + 0 + 1}
+    assert claimed.waiting.keys() == {"a", "b"}
+    bench.run("c", 9, PAIR)
+    claimed = bench.worker().look(9, 9, "c", free=hosts[1:], kept_for="a")
+    assert len(claimed.leases) == (5 - 3) // 2 + 3 // 2, "room is kept on the first only"
 
 
 def test_a_worker_that_knows_nothing_of_needs_is_told_that_the_run_is_newer(bench: Bench) -> None:
     bench.run("pair", 3, PAIR)
     bench.run("plain")
     worker = bench.worker()
-    call = worker.calls.claim(9, 9, free=Resources(cpus=9))
+    call = worker.calls.claim(9, 9, free=[Resources(cpus=9)])
     claimed = read_claim(worker.call(replace(call, arguments=(call.arguments[0], 1, *call.arguments[2:]))))
     assert claimed.newer_run == "pair" and not claimed.waiting
     assert {lease.run for lease in claimed.leases} == {"plain"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from helpers import wait_until
-from ppss_worker.room import OVERTAKERS
+from ppss_worker.rooms import OVERTAKERS
 
 from ppss_queue.resources import Resources
 

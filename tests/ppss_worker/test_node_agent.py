@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from helpers import wait_until
 from ppss_worker.agentless.agent import program
 from ppss_worker.agentless.protocol import (
@@ -19,8 +20,11 @@ from ppss_worker.agentless.protocol import (
     fields,
     kill_request,
     read_ended,
+    read_gpus,
     run_request,
 )
+
+from ppss_queue.errors import MachineFailed
 
 _LIMIT = 3000
 
@@ -28,13 +32,24 @@ _LIMIT = 3000
 class Agent:
     """One that runs, with its scratch below `base`."""
 
-    def __init__(self, base: Path, *, key: str = "k", session: int = 1, limit: int = _LIMIT) -> None:
+    def __init__(
+        self,
+        base: Path,
+        *,
+        key: str = "k",
+        session: int = 1,
+        limit: int = _LIMIT,
+        tells_gpus: bool = False,
+        text: bytes = program(),
+        **variables: str,
+    ) -> None:
         self.base = base
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", **variables}
         self.process = subprocess.Popen(
-            ["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "LC_ALL": "C.UTF-8"}
+            ["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        words = ["p_agent", "nonce", key, str(session), str(limit), str(base), "0"]
-        self.say(program() + os.fsencode(shlex.join(words)) + b"\n")
+        words = ["p_agent", "nonce", key, str(session), str(limit), str(base), "0", str(int(tells_gpus))]
+        self.say(text + os.fsencode(shlex.join(words)) + b"\n")
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == b"\n"
         self.hello = fields(self.process.stdout.readline().removeprefix(b"nonce ").rstrip(b"\n"))
@@ -172,3 +187,73 @@ def test_only_what_the_dead_of_this_host_left_is_removed(tmp_path: Path) -> None
 def _group(node: Agent, attempt: str) -> str:
     file = node.directory / attempt / "run.pid"
     return file.read_text().strip() if file.exists() else ""
+
+
+# What it tells of its machine
+
+
+def nvidia_smi(directory: Path, text: str) -> str:
+    """A PATH that has one."""
+    directory.mkdir()
+    path = directory / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+def test_a_node_tells_its_cores_and_its_memory(tmp_path: Path) -> None:
+    with agent(tmp_path) as node:
+        _, _, cores, _, memory = node.hello
+    assert int(cores) == os.cpu_count()
+    assert int(memory) == int(re.findall(r"MemTotal: *(\d+)", Path("/proc/meminfo").read_text())[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ("printf '0\\n 1 \\n2'", ("0", "1", "2")),
+        ("echo No devices were found; exit 6", ()),
+        (":", ()),
+        ("echo the driver is broken >&2; exit 9", "failed: the driver is broken"),
+        ("exit 127", "failed: exit 127"),
+        ("printf 'a\\tb\\\\\\n'", "failed: a\tb\\"),
+    ],
+)
+def test_a_node_tells_which_gpus_nvidia_smi_finds(
+    tmp_path: Path, text: str, gpus: tuple[str, ...] | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = nvidia_smi(tmp_path / "bin", text)
+    with agent(tmp_path / "base", tells_gpus=True, PATH=path) as node:
+        told = node.hear(b"gpus")
+    if isinstance(gpus, tuple):
+        assert read_gpus(told, "n1") == gpus
+    else:
+        with pytest.raises(MachineFailed, match=re.escape(f"node n1 has is not known, as nvidia-smi {gpus}")):
+            read_gpus(told, "n1")
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("0,2", ("0", "2")), ("", ()), ("1,-1,0", ("1",))])
+def test_a_node_tells_only_gpus_that_its_environment_leaves_visible(
+    tmp_path: Path, visible: str, gpus: tuple[str, ...]
+) -> None:
+    path = nvidia_smi(tmp_path / "bin", "seq 0 7")
+    with agent(tmp_path / "base", tells_gpus=True, PATH=path, CUDA_VISIBLE_DEVICES=visible) as node:
+        assert read_gpus(node.hear(b"gpus"), "n1") == gpus
+
+
+def test_an_nvidia_smi_that_hangs_is_killed_and_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = nvidia_smi(tmp_path / "bin", f"echo $$ > {tmp_path}/pid; trap '' TERM; while :; do sleep 1; done")
+    text = program().replace(b"SECONDS < 20", b"SECONDS < 1").replace(b"20 - SECONDS", b"1 - SECONDS")
+    assert len(program()) - len(text) == 2
+    with agent(tmp_path / "base", tells_gpus=True, text=text, PATH=path) as node:
+        wait_until((tmp_path / "pid").exists, "it runs")
+        node.run("a", "echo done")
+        assert node.ended().printed == (b"done\n", b"")
+        with pytest.raises(MachineFailed, match=r"node n1 .* as nvidia-smi did not answer within 20 s"):
+            read_gpus(node.hear(b"gpus"), "n1")
+        pid = int((tmp_path / "pid").read_text())
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "it is killed")

@@ -14,7 +14,8 @@ from ppss_worker.gpus import GpuLocks
 from ppss_worker.hand import Hand
 from ppss_worker.hosts import Slot
 from ppss_worker.offer import Offer
-from ppss_worker.room import OVERTAKERS, Room
+from ppss_worker.room import Room
+from ppss_worker.rooms import OVERTAKERS, Rooms
 
 from ppss_queue.errors import MachineFailed
 from ppss_queue.model import Item, Lease
@@ -173,52 +174,85 @@ def test_what_is_said_goes_before_what_the_machine_has() -> None:
 # Room
 
 
+class _Host:
+    """A host of which only its slots and its room matter."""
+
+    def __init__(self, name: str, room: Room | None = None, slots: int = 4, *, here: bool = False) -> None:
+        self.name = name
+        self.room = room
+        self.slots = slots
+        self.is_here = here
+        self.is_usable = True
+        self.is_awaited = False
+
+
+def rooms_of(*hosts: _Host) -> Rooms:
+    rooms = Rooms()
+    rooms.hosts += hosts
+    return rooms
+
+
+def leases(count: int, run: str = "r", failed_on: str = "") -> list[Lease]:
+    return [Lease(run, "1-n", Item(seq, str(seq)), 0, 0, failed_on) for seq in range(1, count + 1)]
+
+
 def test_room_is_what_is_left_and_comes_back(tmp_path: Path) -> None:
     room = Room(Offer(("0", "1"), 4, 100), tmp_path)
     assert room.free == Resources(2, 4, 100)
-    first = room.take("a", Resources(1, 3, 60))
-    assert first is not None and first.gpus == ("0",)
+    assert room.take(Resources(1, 3, 60)) == ("0",)
     assert room.free == Resources(1, 1, 40)
-    assert room.take("b", Resources(cpus=2)) is None
-    second = room.take("b", Resources(1, 1, 40))
-    assert second is not None and second.gpus == ("1",)
+    assert room.take(Resources(cpus=2)) is None
+    assert room.take(Resources(1, 1, 40)) == ("1",)
     assert room.free == NOTHING
-    room.give_back(first)
-    room.give_back(second)
+    room.give_back(Resources(1, 3, 60), ("0",))
+    room.give_back(Resources(1, 1, 40), ("1",))
     assert room.free == room.total
 
 
 def test_room_is_kept_for_a_run_that_too_many_items_overtook(tmp_path: Path) -> None:
-    room = Room(Offer(cpus=100), tmp_path)
-    room.wait(["big", "huge"])
+    rooms = rooms_of(*(_Host(str(cpus), Room(Offer(cpus=cpus), tmp_path)) for cpus in (20, 100)))
+    big, huge, small = Resources(cpus=2), Resources(cpus=50), ONE_CPU
+    rooms.wait({"big": big, "huge": huge})
     for _ in range(OVERTAKERS):
-        assert not room.kept_for
-        assert room.take("small", ONE_CPU)
-        room.wait(["huge", "big", "small"])
-    assert room.kept_for in ("big", "huge"), "not the run that is served"
-    room.wait(["huge", "small"])
-    assert room.kept_for == "huge", "the other has nothing left to do here"
-    assert room.take("huge", ONE_CPU)
-    assert not room.kept_for
+        assert not rooms.kept_for
+        assert rooms.take("small", ONE_CPU, rooms.hosts)
+        rooms.wait({"huge": huge, "big": big, "small": small})
+    assert rooms.kept_for in ("big", "huge"), "not the run that is served"
+    rooms.wait({"huge": huge, "small": small})
+    assert rooms.kept_for == "huge", "the other has nothing left to do here"
+    assert rooms.free == (Resources(cpus=100), Resources(cpus=20 - OVERTAKERS)), (
+        "where it will fit comes first"
+    )
+    assert rooms.take("huge", ONE_CPU, rooms.hosts)
+    assert not rooms.kept_for
+    assert [room.cpus for room in rooms.free] == [20 - OVERTAKERS - 1, 100]
 
 
-class _Here:
-    """A host of whose slots only the numbers matter."""
+def test_only_hosts_that_can_have_items_have_room_and_one_that_has_yet_to_tell_may_fit_all(
+    tmp_path: Path,
+) -> None:
+    big = _Host("big", Room(Offer(("0",), cpus=8), tmp_path))
+    small, quiet = _Host("small", Room(Offer(cpus=2), tmp_path)), _Host("quiet")
+    rooms = rooms_of(big, small, quiet)
+    assert rooms.free == (Resources(gpus=1, cpus=8), Resources(cpus=2))
+    big.is_usable = False
+    assert rooms.free == (Resources(cpus=2),)
+    assert rooms.fits(Resources(cpus=8)), "it is paused, perhaps"
+    assert not rooms.fits(Resources(cpus=9))
+    assert (
+        rooms.shortage(Resources(gpus=1, cpus=9))
+        == "9 CPUs, but big offers 8; 1 GPU and 9 CPUs, but small offers 0 and 2"
+    )
+    quiet.is_awaited = True
+    assert rooms.fits(Resources(cpus=9))
 
-    name = "here"
-    is_here = True
 
-
-class _Elsewhere:
-    name = "elsewhere"
-    is_here = False
-
-
-def test_an_item_that_needs_this_machine_gets_none_of_the_slots_elsewhere(tmp_path: Path) -> None:
-    hand = Hand(Room(Offer((), 4), tmp_path))
-    here, elsewhere = Slot(2, _Here()), Slot(1, _Elsewhere())
+def test_an_item_that_needs_this_machine_gets_none_of_the_slots_elsewhere() -> None:
+    this, other = _Host("here", here=True), _Host("elsewhere")
+    hand = Hand(rooms_of(this, other))
+    here, elsewhere = Slot(2, this), Slot(1, other)
     hand.free(here, elsewhere)
-    first, second, third = (Lease("r", "1-n", Item(seq, str(seq)), 0, 0) for seq in (1, 2, 3))
+    first, second, third = leases(3)
     hand.add([first], here_only=True)
     hand.add([second])
     assert hand.deal() == [(first, here), (second, elsewhere)]
@@ -232,12 +266,13 @@ def test_an_item_that_needs_this_machine_gets_none_of_the_slots_elsewhere(tmp_pa
 
 def test_a_hand_gives_room_back_when_an_item_ends_is_handed_back_or_lost(tmp_path: Path) -> None:
     room = Room(Offer(("7",), 4), tmp_path)
-    hand = Hand(room)
-    first, second, third = (Lease("r", "1-n", Item(seq, str(seq)), 0, 0) for seq in (1, 2, 3))
+    this = _Host("here", room, here=True)
+    hand = Hand(rooms_of(this))
+    first, second, third = leases(3)
     assert hand.reserve(first, Resources(1, 2)) and hand.reserve(second, ONE_CPU)
     assert not hand.reserve(third, Resources(gpus=1))
     hand.add([first, second, third])
-    one, two = Slot(1, _Here()), Slot(2, _Here())
+    one, two = Slot(1, this), Slot(2, this)
     assert not hand.vacate(one)
     hand.free(one)
     assert hand.deal() == [(first, one)]
@@ -250,3 +285,47 @@ def test_a_hand_gives_room_back_when_an_item_ends_is_handed_back_or_lost(tmp_pat
     hand.expect([second])
     hand.lose({second.member})
     assert room.free == room.total
+
+
+def test_an_item_gets_a_slot_where_its_room_is(tmp_path: Path) -> None:
+    a, b = _Host("a", Room(Offer(cpus=2), tmp_path)), _Host("b", Room(Offer(("7",), cpus=2), tmp_path))
+    hand = Hand(rooms_of(a, b))
+    slots = [Slot(number, host) for number in (1, 2) for host in (a, b)]
+    hand.free(*slots)
+    gpu, first, second, third = leases(4)
+    assert hand.reserve(gpu, Resources(gpus=1, cpus=1))
+    assert all(hand.reserve(lease, ONE_CPU) for lease in (first, second, third))
+    hand.add([first, second, gpu, third])
+    dealt = dict(hand.deal())
+    assert dealt[gpu].host is b and hand.gpus(dealt[gpu]) == ("7",)
+    assert [slot.host for slot in dealt.values()].count(a) == 2
+    assert not hand.reserve(leases(5)[4], ONE_CPU)
+
+
+def test_an_item_moves_its_room_to_the_host_that_has_a_slot_first(tmp_path: Path) -> None:
+    a, b = _Host("a", Room(Offer(cpus=2), tmp_path)), _Host("b", Room(Offer(cpus=1), tmp_path))
+    hand = Hand(rooms_of(a, b))
+    hand.free(Slot(1, a))
+    first, second, third = leases(3)
+    assert all(hand.reserve(lease, ONE_CPU) for lease in (first, second))
+    hand.add([first, second])
+    assert hand.deal() == [(first, Slot(1, a))]
+    assert hand.reserve(third, ONE_CPU)
+    hand.add([third])
+    hand.free(Slot(2, a))
+    assert [lease for lease, slot in hand.deal() if slot.host is a] == [second]
+    hand.free(Slot(1, b))
+    assert hand.deal() == [(third, Slot(1, b))]
+    for slot in (Slot(1, a), Slot(2, a), Slot(1, b)):
+        assert hand.vacate(slot)
+    assert (a.room.free, b.room.free) == (Resources(cpus=2), Resources(cpus=1))
+
+
+def test_an_item_gets_room_where_it_did_not_fail_if_it_can(tmp_path: Path) -> None:
+    a, b = _Host("a", Room(Offer(cpus=2), tmp_path)), _Host("b", Room(Offer(cpus=1), tmp_path))
+    hand = Hand(rooms_of(a, b))
+    hand.free(Slot(1, a), Slot(2, a), Slot(3, b))
+    one, two = leases(2, failed_on="a")
+    assert hand.reserve(one, ONE_CPU) and hand.reserve(two, ONE_CPU)
+    hand.add([one, two])
+    assert dict(hand.deal()) == {one: Slot(3, b), two: Slot(1, a)}, "there is no other room"

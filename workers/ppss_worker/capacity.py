@@ -44,9 +44,31 @@ def gpus() -> tuple[str, ...]:
     """Those that CUDA_VISIBLE_DEVICES leaves this process, or all that nvidia-smi finds. Raises MachineFailed."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(_until_none(visible))
+        return visible_gpus(visible)
     program = shutil.which("nvidia-smi")
-    return _listed_by(program) if program else ()
+    return listed_gpus(*_ask(program), "this machine") if program else ()
+
+
+def visible_gpus(text: str) -> tuple[str, ...]:
+    """`text`: of CUDA_VISIBLE_DEVICES."""
+    return tuple(_until_none(text))
+
+
+def listed_gpus(told: str, exit_code: int | None, whose: str) -> tuple[str, ...]:
+    """Of what nvidia-smi printed when it was asked for their numbers; `exit_code` None: it was given up.
+
+    Raises MachineFailed, which names `whose` they are.
+    """
+    names = tuple(name for line in told.split("\n") if (name := line.strip()))
+    if exit_code == _NO_DEVICES:
+        return ()
+    if exit_code is None:
+        why = f"did not answer within {_NVIDIA_SMI_SECONDS:g} s"
+    elif exit_code or not all(map(str.isdecimal, names)):
+        why = f"failed: {names[-1] if names else f'exit {exit_code}'}"
+    else:
+        return names
+    raise MachineFailed(f"which GPUs {whose} has is not known, as nvidia-smi {why}")
 
 
 def _until_none(visible: str) -> Iterator[str]:
@@ -57,7 +79,8 @@ def _until_none(visible: str) -> Iterator[str]:
         yield name
 
 
-def _listed_by(program: str) -> tuple[str, ...]:
+def _ask(program: str) -> tuple[str, int | None]:
+    """What it printed, and its exit code."""
     import subprocess
 
     asked = subprocess.Popen(
@@ -71,18 +94,8 @@ def _listed_by(program: str) -> tuple[str, ...]:
         told, _ = asked.communicate(timeout=_NVIDIA_SMI_SECONDS)
     except subprocess.TimeoutExpired:
         asked.kill()  # and not waited for: where the driver hangs it can't even die
-        raise _unknown(f"did not answer within {_NVIDIA_SMI_SECONDS:g} s") from None
-    lines = told.decode(errors="replace").split("\n")
-    names = tuple(name for line in lines if (name := line.strip()))
-    if asked.returncode == _NO_DEVICES:
-        return ()
-    if asked.returncode or not all(map(str.isdecimal, names)):
-        raise _unknown(f"failed: {names[-1] if names else f'exit {asked.returncode}'}")
-    return names
-
-
-def _unknown(why: str) -> MachineFailed:
-    return MachineFailed(f"which GPUs this machine has is not known, as nvidia-smi {why}")
+        return "", None
+    return told.decode(errors="replace"), asked.returncode
 
 
 def _cgroups(controller: str, proc: Path, root: Path) -> Iterator[Path]:

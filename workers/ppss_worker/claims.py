@@ -17,7 +17,7 @@ from ppss_queue.changes import ChangeListener
 from ppss_queue.connection import Connection, Reply
 from ppss_queue.keys import Keys
 from ppss_worker.link import Link
-from ppss_worker.room import Room
+from ppss_worker.rooms import Rooms
 
 PREFETCH_MAX = 256
 """Items held beyond the running ones; at 80 ms round trip more gained nothing."""
@@ -36,7 +36,7 @@ class Claims:
         link: Link,
         calls: Calls,
         keys: Keys,
-        room: Room,
+        rooms: Rooms,
         *,
         runs: Sequence[str],
         has_command: bool,
@@ -55,7 +55,7 @@ class Claims:
         """
         self._link = link
         self._calls = calls
-        self._room = room
+        self._rooms = rooms
         self._lists = tuple(key.encode() for key in (keys.queue(""), keys.registry("scheduled", "")))
         self._runs = tuple(runs)
         self._has_command = has_command
@@ -146,8 +146,8 @@ class Claims:
             has_command=self._has_command,
             runs=self._runs,
             without=self._left_alone(now),
-            free=self._room.free,
-            kept_for=self._room.kept_for,
+            free=self._rooms.free,
+            kept_for=self._rooms.kept_for,
             only_on=only_on,
         )
         self._link.send(call, lambda reply: self._answered(reply, want, idle, now), repeat=False)

@@ -6,22 +6,20 @@ An item that said what it needs has its room from here on, until its slot is fre
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator
 
 from ppss_queue.model import Lease
 from ppss_queue.resources import Resources
 from ppss_worker.hosts import Host, Slot
-from ppss_worker.room import Room, Share
+from ppss_worker.rooms import Rooms, Share
 
 
 class Hand:
     """The lowest free slot gets the oldest item. An item for which no slot is free is held ahead."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.hosts: list[Host] = []
-        """All that have slots, or may."""
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
         self._shares: dict[str, Share] = {}
         """Of items in hand that said what they need, by member."""
         self._in_use: dict[Slot, Share] = {}
@@ -56,12 +54,12 @@ class Hand:
     @property
     def usable(self) -> int:
         """Slots that can have items now or when those on them end."""
-        return sum(host.slots for host in self.hosts if host.is_usable)
+        return sum(host.slots for host in self._rooms.hosts if host.is_usable)
 
     @property
     def only_on(self) -> str | None:
         """The host of all slots; "": there are several; None: none has any."""
-        usable = [host.name for host in self.hosts if host.is_usable]
+        usable = [host.name for host in self._rooms.hosts if host.is_usable]
         return None if not usable else usable[0] if len(usable) == 1 else ""
 
     def free(self, *slots: Slot) -> None:
@@ -78,7 +76,7 @@ class Hand:
         """The item on it is over; whether that left room for others."""
         share = self._in_use.pop(slot, None)
         if share is not None:
-            self._room.give_back(share)
+            self._rooms.give_back(share)
         return share is not None
 
     def gpus(self, slot: Slot) -> tuple[str, ...]:
@@ -87,8 +85,16 @@ class Hand:
         return share.gpus if share else ()
 
     def reserve(self, lease: Lease, needs: Resources) -> bool:
-        """Takes room for an item, before it comes into the hand. False: there is none. Raises MachineFailed."""
-        share = self._room.take(lease.run, needs)
+        """Takes room for an item, before it comes into the hand, where a slot waits for one, and not where it failed
+        if it can be. False: there is none. Raises MachineFailed.
+        """
+        taken = Counter(share.host for share in self._shares.values())
+        taken.subtract(slot.host for slot in self._slots)
+        hosts = sorted(
+            (host for host in self._rooms.hosts if host.is_usable),
+            key=lambda host: (host.name == lease.failed_on, taken[host]),
+        )
+        share = self._rooms.take(lease.run, needs, hosts)
         if share is not None:
             self._shares[lease.member] = share
         return share is not None
@@ -106,7 +112,7 @@ class Hand:
         self._leases.extend(leases)
         if here_only:
             self._here_only.update(lease.member for lease in leases)
-        if len(self.hosts) > 1:
+        if self._has_several_hosts:
             self._doubted.update(lease.member for lease in leases if lease.failed_on)
 
     def expect(self, leases: Iterable[Lease]) -> None:
@@ -122,7 +128,7 @@ class Hand:
 
     def deal(self) -> list[tuple[Lease, Slot]]:
         """Takes out all pairs of an item and a slot."""
-        if self._here_only or self._doubted:
+        if self._here_only or self._doubted or (self._shares and self._has_several_hosts):
             dealt = self._deal_one_by_one()
         else:
             pairs = min(len(self._slots), len(self._leases))
@@ -138,9 +144,8 @@ class Hand:
     def _deal_one_by_one(self) -> list[tuple[Lease, Slot]]:
         dealt = []
         for lease in list(self._leases):
-            slots = [slot for slot in self._slots if self._suits(lease, slot.host)]
-            if slots:
-                slot = min(slots)
+            slot = self._slot_for(lease)
+            if slot is not None:
                 dealt.append((lease, slot))
                 self._slots = sorted(other for other in self._slots if other != slot)
         for lease, _ in dealt:
@@ -149,10 +154,30 @@ class Hand:
             self._doubted.discard(lease.member)
         return dealt
 
+    @property
+    def _has_several_hosts(self) -> bool:
+        return len(self._rooms.hosts) > 1
+
+    def _slot_for(self, lease: Lease) -> Slot | None:
+        """Where its room is, or can be. Raises MachineFailed."""
+        share = self._shares.get(lease.member)
+        if share is None:
+            return min((slot for slot in self._slots if self._suits(lease, slot.host)), default=None)
+        for slot in sorted(self._slots, key=lambda slot: (slot.host is not share.host, slot)):
+            if slot.host is share.host:
+                return slot
+            if self._suits(lease, slot.host):
+                other = self._rooms.take(lease.run, share.needs, [slot.host])
+                if other is not None:
+                    self._rooms.give_back(share)
+                    self._shares[lease.member] = other
+                    return slot
+        return None
+
     def _suits(self, lease: Lease, host: Host) -> bool:
         if lease.member in self._here_only and not host.is_here:
             return False
-        others = (other for other in self.hosts if other is not host)
+        others = (other for other in self._rooms.hosts if other is not host)
         return lease.failed_on != host.name or not any(other.is_usable for other in others)
 
     def give_up(self, run: str | None = None, *, keep: int = 0) -> list[Lease]:
@@ -169,4 +194,4 @@ class Hand:
         self._here_only.difference_update(members)
         self._doubted.difference_update(members)
         for member in members & self._shares.keys():
-            self._room.give_back(self._shares.pop(member))
+            self._rooms.give_back(self._shares.pop(member))

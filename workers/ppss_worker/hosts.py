@@ -11,6 +11,7 @@ from ppss_queue.command import ItemValues
 from ppss_queue.model import Lease
 from ppss_worker.launch import Launcher
 from ppss_worker.process import Child
+from ppss_worker.room import Room
 from ppss_worker.running import Workplace
 from ppss_worker.runs import ActiveRun
 
@@ -33,6 +34,14 @@ class Host(Protocol):
     @property
     def is_usable(self) -> bool:
         """Whether it can have items now."""
+
+    @property
+    def room(self) -> Room | None:
+        """For items that say what they need; None: what it has is not known."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it may yet say for the first time what it has."""
 
     @property
     def is_here(self) -> bool:
@@ -72,11 +81,13 @@ class ThisHost:
     """The machine on which the worker runs."""
 
     is_here = True
+    is_awaited = False
 
     def __init__(
         self,
         name: str,
         calls: Calls,
+        room: Room,
         launcher: Launcher,
         workplace: Callable[[Lease, ActiveRun], Workplace],
         count_slots: Callable[[], int],
@@ -84,6 +95,7 @@ class ThisHost:
         self._count_slots = count_slots
         self.name = name
         self.calls = calls
+        self.room: Room | None = room
         self.workplace = workplace
         self.start = launcher.start
         self.finish = launcher.finish

@@ -21,7 +21,7 @@ from ppss_worker.hosts import Slot, ThisHost
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import DirectoryMissing
-from ppss_worker.room import Room
+from ppss_worker.rooms import Rooms
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun, ActiveRuns
 from ppss_worker.settings import Settings
@@ -47,7 +47,7 @@ class Intake:
         stage: Stage | None,
         outbox: Outbox,
         keeper: LeaseKeeper,
-        room: Room,
+        rooms: Rooms,
         warn: Callable[[str], None],
         on_nothing_to_do: Callable[[Exception], None],
     ) -> None:
@@ -57,7 +57,7 @@ class Intake:
         self._stage = stage
         self._outbox = outbox
         self._keeper = keeper
-        self._room = room
+        self._rooms = rooms
         self._warn = warn
         self._on_nothing_to_do = on_nothing_to_do
         self._warned: set[str] = set()
@@ -73,7 +73,7 @@ class Intake:
         """The last claim told of something that makes another one worth it."""
         self._gpus_elsewhere = 0
         """At the last look."""
-        self.hand = Hand(room)
+        self.hand = Hand(rooms)
         self.here: ThisHost | None = None
         """Where its own slots are; to be set before there are any."""
 
@@ -96,7 +96,7 @@ class Intake:
         ):  # the node that they were for can't have them now
             prefetch = 0
             self.hand_back(keep=len(self.hand) - self.hand.ahead)
-        elsewhere = self._room.gpus_elsewhere
+        elsewhere = self._rooms.gpus_elsewhere
         if self._ask_again or elsewhere < self._gpus_elsewhere:
             claims.wake()
         self._ask_again, self._gpus_elsewhere = False, elsewhere
@@ -120,7 +120,7 @@ class Intake:
             )
         if claimed.suspended:
             self.warn_once("RQ is suspended, so nothing is handed out. Go on: rq resume")
-        if claimed.waiting or self._room.kept_for:
+        if claimed.waiting or self._rooms.kept_for:
             self._wait(claimed.waiting)
         batches = [(run, list(group)) for run, group in groupby(claimed.leases, lambda lease: lease.run)]
         while batches:
@@ -238,16 +238,23 @@ class Intake:
 
     def _wait(self, waiting: Mapping[str, Resources]) -> None:
         """There is no room for items of these runs: for some there will be, for others there never is."""
-        kept_for, total = self._room.kept_for, self._room.total
+        kept_for = self._rooms.kept_for
         for run, needs in waiting.items():
-            if not needs.fits(total):
-                self.leave_alone(run, BadInput(f"each item needs {needs.shortage(total, 'this worker')}"))
+            if self._rooms.fits(needs):
+                continue
+            shortage = f"each item needs {self._rooms.shortage(needs)}"
+            if self._settings.has_company:
+                self.warn_once(f"{shortage}: run {run} is left to the other nodes.")
+            else:
+                self.leave_alone(run, BadInput(shortage))
                 self._ask_again = True
-        self._room.wait(run for run, needs in waiting.items() if needs.fits(total))
-        for run in waiting:
-            if self._room.gpus_elsewhere and waiting[run].gpus > self._room.free.gpus:
-                self.warn_once(f"run {run} waits for GPUs that another worker of this machine uses.")
-        if self._room.kept_for != kept_for:
+        self._rooms.wait({run: needs for run, needs in waiting.items() if self._rooms.fits(needs)})
+        if self._rooms.gpus_elsewhere:
+            gpus = max((room.gpus for room in self._rooms.free), default=0)
+            for run, needs in waiting.items():
+                if needs.gpus > gpus:
+                    self.warn_once(f"run {run} waits for GPUs that another worker of this machine uses.")
+        if self._rooms.kept_for != kept_for:
             self._ask_again = True
 
     def _with_room(self, leases: list[Lease], needs: Resources) -> list[Lease]:
@@ -267,13 +274,9 @@ class Intake:
                 self._outbox.release(leases)
                 return
             active = self._runs.get(run)
-            here_only = bool(self._settings.nodes) and (
-                active.function is not None or bool(active.spec.needs)
-            )
+            here_only = bool(self._settings.nodes) and active.function is not None
             if here_only and not self.slots:
-                raise BadInput(
-                    "what it is takes PPSS on the node: a Python function, or items that need GPUs or such."
-                )
+                raise BadInput("its items are given to a Python function, which takes PPSS on the node.")
         except UnknownRun:  # cancelled and purged meanwhile
             self._outbox.release(leases)
         except (BadInput, DirectoryMissing) as error:

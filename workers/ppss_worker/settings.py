@@ -51,6 +51,12 @@ class AgentlessNode:
     scratch: str = ""
     """Directory there for copies and outputs; empty: the user's home."""
     nice: int = 0
+    gpus: tuple[str, ...] | None = ()
+    """Which it offers; None: those that it has."""
+    cpus: int | None = None
+    """How many it offers; None: its cores."""
+    memory_bytes: int | None = None
+    """How much it offers; None: all of it."""
     accept_new: bool = False
     """Trust the host if nothing is known of it."""
 

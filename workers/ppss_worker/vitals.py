@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from ppss_queue import __version__
 from ppss_queue.calls import Calls
+from ppss_queue.resources import NOTHING, Resources
 from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_worker.attempts import Attempts
 from ppss_worker.intake import Intake
-from ppss_worker.room import Room
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings
 from ppss_worker.verdicts import Verdicts
@@ -30,13 +30,10 @@ _PACE_SECONDS = 60.0
 class Vitals:
     """Asked in the thread that sends heartbeats."""
 
-    def __init__(
-        self, settings: Settings, runs: ActiveRuns, intake: Intake, room: Room, verdicts: Verdicts
-    ) -> None:
+    def __init__(self, settings: Settings, runs: ActiveRuns, intake: Intake, verdicts: Verdicts) -> None:
         self._settings = settings
         self._runs = runs
         self._intake = intake
-        self._room = room
         self._verdicts = verdicts
         self._paces: dict[str, Pace] = defaultdict(Pace)
 
@@ -61,19 +58,14 @@ class Vitals:
         self, attempts: Attempts, elsewhere: Sequence[AgentlessHost], *, stopping: bool
     ) -> Mapping[str, Argument]:
         leased = len(attempts) + len(self._intake.hand) - sum(attempts.on(host) for host in elsewhere)
-        total = self._room.total
-        return {
-            **self._common(self._settings.node, stopping=stopping),
-            "slots": self._intake.slots,
-            "leased": leased,
-            "gpus": total.gpus,
-            "cpus": total.cpus,
-            "memory_bytes": total.memory_bytes,
-        }
+        common = self._common(self._settings.node, stopping=stopping)
+        offer = _offer(self._settings.offer.total)
+        return {**common, **offer, "slots": self._intake.slots, "leased": leased}
 
     def _there(self, attempts: Attempts, host: AgentlessHost, *, stopping: bool) -> Mapping[str, Argument]:
         common = self._common(host.name, stopping=stopping)
-        return {**common, "slots": host.slots, "leased": attempts.on(host)}
+        offer = _offer(host.room.total if host.room is not None else NOTHING)
+        return {**common, **offer, "slots": host.slots, "leased": attempts.on(host)}
 
     def _common(self, node: str, *, stopping: bool) -> Mapping[str, Argument]:
         """Some for RQ's views, the others for `nodes.lua` and for who looks for another node (lib.lua)."""
@@ -91,6 +83,10 @@ class Vitals:
             "stopping": int(stopping),
             **self._intake.troubles,
         }
+
+
+def _offer(total: Resources) -> Mapping[str, Argument]:
+    return {"gpus": total.gpus, "cpus": total.cpus, "memory_bytes": total.memory_bytes}
 
 
 class Pace:

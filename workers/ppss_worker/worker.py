@@ -42,6 +42,7 @@ from ppss_worker.orders import Orders, ThisNode
 from ppss_worker.outbox import Outbox
 from ppss_worker.process import Spawner
 from ppss_worker.room import Room
+from ppss_worker.rooms import Rooms
 from ppss_worker.runs import ActiveRuns
 from ppss_worker.settings import Settings, Stop
 from ppss_worker.signals import ChildSignals, catch_stop_signals
@@ -84,13 +85,13 @@ class Worker:
         self._calls = Calls(keys, self.name, os.urandom(4).hex())
         self._link = Link(self._connection)
         self._outbox = Outbox(self._link, self._calls, self._lose, self._forget)
-        self._room = Room(settings.offer, settings.state_directory / "gpus")
+        self._rooms = Rooms()
         self._claims = Claims(
             self._connection,
             self._link,
             self._calls,
             keys,
-            self._room,
+            self._rooms,
             runs=settings.runs,
             has_command=settings.command is not None,
             left_alone=lambda now: self._runs.left_alone(now),
@@ -124,7 +125,7 @@ class Worker:
             self._stage,
             self._outbox,
             self._keeper,
-            self._room,
+            self._rooms,
             observer.warn,
             self._fail,
         )
@@ -132,7 +133,7 @@ class Worker:
         self._verdicts = Verdicts(
             self._link, self._calls, self._outbox, observer, self._fail, prints=settings.prints
         )
-        self._vitals = Vitals(settings, self._runs, self._intake, self._room, self._verdicts)
+        self._vitals = Vitals(settings, self._runs, self._intake, self._verdicts)
         here = ThisNode(self._intake, self._claims, self._keeper, self.stop)
         self._orders = Orders(settings.node, settings.slots, here, observer.warn)
         self._ending = Ending()
@@ -197,7 +198,7 @@ class Worker:
             guardian = Guardian.start()
             stack.callback(guardian.close)
             stack.callback(self._intake.numbers.close)
-            stack.callback(self._room.close)
+            stack.callback(self._rooms.close)
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
             spawner = Spawner(guardian, captures)
@@ -209,11 +210,12 @@ class Worker:
             self._intake.here = ThisHost(
                 self._settings.node,
                 self._calls,
+                Room(self._settings.offer, self._settings.state_directory / "gpus"),
                 launcher,
                 self._intake.workplace,
                 lambda: self._intake.slots,
             )
-            self._hand.hosts.append(self._intake.here)
+            self._rooms.hosts.append(self._intake.here)
             self._intake.resize(self._settings.slots)
             self._attempts = Attempts(self._link, self._calls, self._outbox, self._observer, self._verdicts)
             self._dealer = Dealer(
@@ -222,7 +224,7 @@ class Worker:
             if self._settings.nodes:
                 self._fleet = self._make_fleet(spawner.captures, on_output)
                 stack.callback(self._fleet.close)
-                self._hand.hosts += self._fleet.hosts
+                self._rooms.hosts += self._fleet.hosts
                 self._fleet.start()
                 selector.register(self._fleet.fileno(), selectors.EVENT_READ, self._fleet.hear)
             signals = stack.enter_context(ChildSignals())
@@ -267,9 +269,9 @@ class Worker:
             self._retire,
             on_output,
             lambda: not self._lifeline.lost,
-            has_others=self._settings.slots > 0 or self._settings.has_company,
+            self._settings,
         )
-        return fleet.Fleet(self._settings.nodes, worker, captures)
+        return fleet.Fleet(worker, captures)
 
     def _turn(self, selector: selectors.BaseSelector, tick: Callable[[], float] | None) -> None:
         now = time.monotonic()

@@ -54,6 +54,7 @@ class Session:
         self.cores = int(hello[2])
         self.is_alone = hello[3] == b"1"
         """No command of an earlier session runs any more."""
+        self.memory_bytes = int(hello[4]) * 1024
         self.dies_at = dies_at
         """When its guard ends it, time.monotonic(), unless it hears another answer."""
         self.load = ""
@@ -76,13 +77,17 @@ class Agent:
         nice: int,
         listener: Listener,
         post: Callable[[Callable[[], None]], None],
+        *,
+        tells_gpus: bool,
     ) -> None:
+        """`tells_gpus`: it says `gpus` as soon as it knows."""
         self.name = name
         self.limit_seconds = LIMIT_SECONDS
         """How long its commands may live after a beat that was answered."""
         self._line = line
         self._scratch = scratch
         self._nice = nice
+        self._tells_gpus = tells_gpus
         self._listener = listener
         self._post = post
         self._key = os.urandom(6).hex()
@@ -153,6 +158,7 @@ class Agent:
         limit_seconds = self.limit_seconds
         limit = f"{limit_seconds * 100:.0f}"
         words = [nonce, self._key, str(self._sessions), limit, self._scratch, str(self._nice)]
+        words.append(str(int(self._tells_gpus)))
         command = RemoteCommand(self._line, "bash")
         try:
             command.send(program() + os.fsencode(shlex.join(["p_agent", *words])) + b"\n")

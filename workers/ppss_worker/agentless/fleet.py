@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ppss_worker.attempts import Attempts
 from ppss_worker.captures import Captures
 from ppss_worker.hand import Hand
 from ppss_worker.hosts import Slot
-from ppss_worker.settings import AgentlessNode, Stop
+from ppss_worker.settings import AgentlessNode, Settings, Stop
 
 CARRIERS = 16
 """Threads that carry files, of all nodes together; there are none before there are files."""
@@ -53,14 +53,13 @@ class Worker:
     """Hears what commands printed, where it is to be shown at once."""
     is_connected: Callable[[], bool]
     """To Redis: while it is not, nothing is begun."""
-    has_others: bool
-    """There are slots on this machine, or other nodes join."""
+    settings: Settings
 
 
 class Fleet:
     """For the main thread, but for `post`; `fileno` tells when `hear` has something to do."""
 
-    def __init__(self, nodes: Sequence[AgentlessNode], worker: Worker, captures: Captures) -> None:
+    def __init__(self, worker: Worker, captures: Captures) -> None:
         self.worker = worker
         self.closing = False
         self._reader, self._writer = os.pipe()
@@ -70,13 +69,14 @@ class Fleet:
         self._pids = count(1)
         self._listener = Listener()
         self._carriers = ThreadPoolExecutor(CARRIERS, "carrier", initializer=leave_signals_alone)
-        self.hosts = [self._host(node, captures) for node in nodes]
+        self.hosts = [self._host(node, captures) for node in worker.settings.nodes]
 
     def _host(self, node: AgentlessNode, captures: Captures) -> AgentlessHost:
         line = Line(node.host, accept_new=node.accept_new)
-        agent = Agent(node.name, line, node.scratch, node.nice, self._listener, self.post)
+        asks = node.gpus is None
+        agent = Agent(node.name, line, node.scratch, node.nice, self._listener, self.post, tells_gpus=asks)
         calls = self.worker.calls.elsewhere(f"{node.name}.{os.getpid()}-{os.urandom(2).hex()}")
-        return AgentlessHost(self, agent, node.name, node.slots, calls, captures)
+        return AgentlessHost(self, agent, node, calls, captures)
 
     def start(self) -> None:
         self._listener.start()
@@ -130,10 +130,16 @@ class Fleet:
         for host in self.hosts:
             host.give_up()
 
+    @property
+    def _has_others(self) -> bool:
+        """There are slots on this machine, or other nodes join."""
+        settings = self.worker.settings
+        return settings.slots > 0 or settings.has_company
+
     def failed(self) -> None:
         """A node could not be reached. If none ever was, and there is no slot elsewhere, there is no use in waiting."""
         first = self.hosts[0].failure
-        if first is not None and self.is_unreachable and not self.worker.has_others:
+        if first is not None and self.is_unreachable and not self._has_others:
             self.worker.fail(first)
 
     @property
@@ -149,7 +155,7 @@ class Fleet:
 
     def left(self) -> None:
         """A node was told to stop, and has. If it was the last, and there is no slot elsewhere, that is all."""
-        if not self.worker.has_others and all(host.steering.is_left for host in self.hosts):
+        if not self._has_others and all(host.steering.is_left for host in self.hosts):
             self.worker.stop(Stop.DRAIN)
 
     def retire(self) -> None:

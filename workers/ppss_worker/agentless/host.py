@@ -29,9 +29,12 @@ from ppss_worker.agentless.steering import Steering
 from ppss_worker.agentless.visit import Visit, refuse_names, request_of
 from ppss_worker.captures import Captures
 from ppss_worker.hosts import Slot
+from ppss_worker.offer import Offer
 from ppss_worker.process import Child, Exit
+from ppss_worker.room import Room
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun
+from ppss_worker.settings import AgentlessNode
 from ppss_worker.workplaces import Here, scratch_here
 
 if TYPE_CHECKING:
@@ -51,15 +54,15 @@ class AgentlessHost:
     is_here = False
 
     def __init__(
-        self, fleet: Fleet, agent: Agent, name: str, slots: str, calls: Calls, captures: Captures
+        self, fleet: Fleet, agent: Agent, node: AgentlessNode, calls: Calls, captures: Captures
     ) -> None:
-        """`slots`: as -p takes it."""
-        self.name = name
+        self.name = node.name
         self.calls = calls
         self._fleet = fleet
         self._worker = fleet.worker
         self.agent = agent
-        self._given_slots = slots
+        self._node = node
+        self.room: Room | None = None
         self._node_slots = NodeSlots(self, self._worker.hand, self._worker.wake)
         self.steering = Steering(
             self._node_slots, self._worker, lambda: self._attempts.stop_all(host=self), self._leave
@@ -147,6 +150,10 @@ class AgentlessHost:
     def is_usable(self) -> bool:
         return self._node_slots.is_usable
 
+    @property
+    def is_awaited(self) -> bool:
+        return self.room is None and self.failure is None and not self.steering.is_stopping
+
     # The agent
 
     def _up(self, session: Session, accepted: Sequence[str]) -> None:
@@ -162,8 +169,9 @@ class AgentlessHost:
                 self._lose(child)
         if not self.was_up:
             self.was_up = True
-            slots = count_slots(self._given_slots, session.cores)
-            self.steering.begin(self.name, slots)
+            self.steering.begin(self.name, count_slots(self._node.slots, session.cores))
+            if self._node.gpus is not None:
+                self._offer(session, self._node.gpus)
         self._node_slots.connect(connected=True)
         self._worker.beat()
 
@@ -189,6 +197,9 @@ class AgentlessHost:
 
     def _hear(self, session: Session, said: Sequence[Sequence[bytes]]) -> None:
         for parts in said:
+            if parts[0] == b"gpus":
+                self._hear_gpus(session, parts)
+                continue
             child = self._by_attempt.get(parts[1].decode()) if len(parts) > 1 else None
             if child is None or child.pid not in self._children:
                 continue
@@ -200,6 +211,28 @@ class AgentlessHost:
                     NodeFailed(f"node {self.name} can't start commands. See whether its disk is full."),
                 )
                 self._end_unbegun(child)
+
+    def _hear_gpus(self, session: Session, parts: Sequence[bytes]) -> None:
+        gpus: tuple[str, ...] = ()
+        try:
+            gpus = protocol.read_gpus(parts, self.name)
+        except MachineFailed as error:
+            self._worker.warn(f"{error}. Say which in the list of nodes: gpus=0,1")
+        self._offer(session, gpus)
+
+    def _offer(self, session: Session, gpus: tuple[str, ...]) -> None:
+        """What it has for items that say what they need: of all its sessions, whatever later ones tell."""
+        if self.room is None:
+            cpus, memory_bytes = self._node.cpus, self._node.memory_bytes
+            offer = Offer(
+                gpus,
+                session.cores if cpus is None else cpus,
+                session.memory_bytes if memory_bytes is None else memory_bytes,
+            )
+            directory = self._worker.settings.state_directory / f"gpus-{self.name.replace('/', '-')}"
+            self.room = Room(offer, directory)
+            self._worker.wake()
+            self._worker.beat()
 
     def _ended(self, child: RemoteChild, ended: protocol.Ended) -> None:
         assert child.home is not None and child.session is not None

@@ -176,6 +176,43 @@ p_count_cores() {
   ((p_cores)) || p_cores=1
 }
 
+p_measure_memory() { # in kB
+  local name amount unit
+  p_memory=0
+  while read -r name amount unit; do
+    [[ $name == MemTotal: ]] && p_memory=$amount
+  done 2> /dev/null < /proc/meminfo
+}
+
+# Tells which GPUs are visible by what the environment says, or what nvidia-smi printed, within 20 s; it may hang for ever.
+p_tell_gpus() {
+  local pid line said= status=- smi
+  exec {p_pipe}>&- < /dev/null
+  if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    p_encode "$CUDA_VISIBLE_DEVICES"
+    printf 'gpus\tvisible\t%s\n' "$p_line"
+    return
+  fi
+  type -P nvidia-smi > /dev/null || { printf 'gpus\tvisible\t\n'; return; }
+  exec {smi}< <(
+    set -m # in a group of its own
+    (
+      printf '%s\n' "$BASHPID"
+      nvidia-smi --query-gpu=index --format=csv,noheader 2>&1
+      printf '\n=%s\n' $?
+    ) &
+  )
+  read -r pid <&"$smi"
+  SECONDS=0
+  while ((SECONDS < 20)) && IFS= read -r -t "$((20 - SECONDS))" line <&"$smi"; do
+    [[ $line == =* ]] && status=${line#=} && break
+    [[ $line ]] && ((${#said} < 2000)) && said+=$line$'\n'
+  done
+  [[ $status == - ]] && kill -KILL -- "-$pid" 2> /dev/null
+  p_encode "$said"
+  printf 'gpus\tlisted\t%s\t%s\n' "$status" "$p_line"
+}
+
 # Reads $1 lines of values into p_values.
 p_read_values() {
   local count=$1 value status
@@ -226,7 +263,8 @@ p_unguarded() { # somebody killed the guard
 }
 
 # $1: what answers begin with at first; $2: key of the worker; $3: number of the session; $4: hundredths of a second
-# that commands may live without a word from the worker, from its birth on; $5: BASE, or nothing; $6: as for `nice`.
+# that commands may live without a word from the worker, from its birth on; $5: BASE, or nothing; $6: as for `nice`;
+# $7: 1 if it is to tell which GPUs there are.
 p_agent() {
   local line next_beat=0 base=${5:-$HOME} program missing=
   (($6)) && ! renice -n "$6" -p "$BASHPID" > /dev/null 2>&1 && missing=" renice"
@@ -262,8 +300,13 @@ p_agent() {
   set +m
   p_sweep "$base" "$2"
   p_count_cores
+  p_measure_memory
   p_encode "$p_session"
-  printf '\n%s hello\t%s\t%s\t%s\n' "$1" "$p_line" "$p_cores" "$p_alone"
+  printf '\n%s hello\t%s\t%s\t%s\t%s\n' "$1" "$p_line" "$p_cores" "$p_alone" "$p_memory"
+  if (($7)); then
+    p_tell_gpus &
+    disown -a
+  fi
   p_got=
   while :; do
     p_look_at_clock

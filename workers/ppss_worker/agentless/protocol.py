@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppss_worker.capacity import listed_gpus, visible_gpus
+
 _FUNCTION = "BASH_FUNC_"
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _MEANT = {b"n": b"\n", b"t": b"\t"}
@@ -77,6 +79,14 @@ def read_ended(parts: Sequence[bytes]) -> Ended:
         os.fsdecode(parts[4]),
         printed,
     )
+
+
+def read_gpus(parts: Sequence[bytes], node: str) -> tuple[str, ...]:
+    """From the fields of a `gpus`. Raises MachineFailed if the node can't find out which it has."""
+    told = os.fsdecode(parts[-1])
+    if parts[1] == b"visible":
+        return visible_gpus(told)
+    return listed_gpus(told, int(parts[2]) if parts[2] != b"-" else None, f"node {node}")
 
 
 def definition(variable: str, text: str) -> str | None:
