@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal, TypeAlias
 
 from ppss_queue import scripts
 from ppss_queue.calls import QUARANTINED
@@ -15,10 +17,14 @@ from ppss_queue.config import closest
 from ppss_queue.connection import Reply
 from ppss_queue.errors import BadInput, UnknownNode
 from ppss_queue.keys import Keys
-from ppss_queue.replies import as_list, integer, read_members, text
+from ppss_queue.replies import read_members, text
 from ppss_queue.resp import Argument
 from ppss_queue.scripts import Call
 from ppss_queue.store import Store
+
+_Told: TypeAlias = str | Literal[False]
+"""A field of a hash, as JSON from Lua has it; False: it is not there."""
+_Worker: TypeAlias = tuple[str, int, tuple[_Told, ...]]
 
 
 class NodeState(StrEnum):
@@ -139,24 +145,24 @@ def nodes_call(keys: Keys) -> Call:
 
 def read_nodes(reply: Reply) -> list[NodeView]:
     """See `nodes`."""
-    now, *rows = as_list(reply)
-    return sorted((_view(float(text(now)), as_list(row)) for row in rows), key=lambda view: view.name)
+    now, *rows = json.loads(text(reply))
+    return sorted((_view(float(now), *row) for row in rows), key=lambda view: view.name)
 
 
-def _view(now: float, row: Sequence[Reply]) -> NodeView:
-    name, heard, wished, told, *crew = row
-    wishes, facts = _fields(wished), _fields(told)
+def _view(
+    now: float, name: str, heard: str, paused: _Told, told: tuple[_Told, ...], *crew: _Worker
+) -> NodeView:
+    """Of a row of nodes.lua."""
+    hostname, version, load, cores, memory, memory_free, scratch_free, scratch_limit, doubt = told
     workers, running, leased, rate, stopping, troubles = [], 0, 0, 0.0, 0, set()
-    for worker in crew:
-        worker_name, runs, values = as_list(worker)
-        pid, slots, held, pace, stops, trouble = read_members(values)
-        workers.append(NodeWorker(text(worker_name), int(pid or 0), int(slots or 0)))
-        running += integer(runs)
+    for worker, runs, (pid, slots, held, pace, stops, trouble) in crew:
+        workers.append(NodeWorker(worker, int(pid), int(slots or 0)))
+        running += runs
         leased += int(held or 0)
         rate += float(pace or 0)
         stopping += stops == "1"
         troubles.update([trouble] if trouble else [])
-    reason = wishes.get("paused", "")
+    reason = paused or ""
     if not workers:
         state = NodeState.LOST
     elif stopping == len(workers):
@@ -166,33 +172,24 @@ def _view(now: float, row: Sequence[Reply]) -> NodeView:
     else:
         state = NodeState.LIVE
     return NodeView(
-        name=text(name),
+        name=name,
         state=state,
-        reason=reason.removeprefix(QUARANTINED) or facts.get("doubt", "") or "; ".join(sorted(troubles)),
+        reason=reason.removeprefix(QUARANTINED) or doubt or "; ".join(sorted(troubles)),
         slots=sum(worker.slots for worker in workers),
         running=running,
         leased=max(leased, running),
         rate_per_second=rate,
-        silent_seconds=max(now - float(text(heard)), 0.0),
-        hostname=facts.get("hostname", ""),
-        version=facts.get("version", ""),
-        load=float(facts["load"]) if facts.get("load") else None,
-        cores=_number(facts, "cores"),
-        memory_bytes=_number(facts, "memory"),
-        memory_free_bytes=_number(facts, "memory_free"),
-        scratch_free_bytes=_number(facts, "scratch_free"),
-        scratch_limit_bytes=_number(facts, "scratch_limit"),
+        silent_seconds=max(now - float(heard), 0.0),
+        hostname=hostname or "",
+        version=version or "",
+        load=float(load) if load else None,
+        cores=int(cores) if cores else None,
+        memory_bytes=int(memory) if memory else None,
+        memory_free_bytes=int(memory_free) if memory_free else None,
+        scratch_free_bytes=int(scratch_free) if scratch_free else None,
+        scratch_limit_bytes=int(scratch_limit) if scratch_limit else None,
         workers=tuple(sorted(workers, key=lambda worker: worker.name)),
     )
-
-
-def _fields(flat: Reply) -> Mapping[str, str]:
-    values = read_members(flat)
-    return dict(zip(values[::2], values[1::2], strict=True))
-
-
-def _number(facts: Mapping[str, str], name: str) -> int | None:
-    return int(facts[name]) if facts.get(name) else None
 
 
 def _listed(names: Sequence[str]) -> str:
