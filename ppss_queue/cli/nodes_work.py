@@ -102,39 +102,43 @@ def start_verb(
     examples="""
     ppss nodes stop
     ppss nodes stop --now big1
+    ppss nodes stop --disable big1      # it was started with --enable
     """,
 )
 @nodes_options(seconds="60s")
 @option("--now", is_flag=True, help="Do not finish what runs: hand it back.")
+@option("--disable", is_flag=True, help="Do not start it again with the machine.")
 @url_option
 def stop_verb(
     which: Which,
     seconds: float,
     now: bool,
+    disable: bool,
     url: str | None,
 ) -> int:
     """Let workers finish what they run, and end.
 
     Without NODE: all nodes at work. They hear it by way of Redis; a node of which Redis does not know is told over
-    SSH. Returns at once; see what is left with: ppss nodes status
+    SSH. Returns at once; see what is left with: ppss nodes status. A worker that was started with --enable comes back
+    with its machine, unless --disable is given, which goes over SSH.
     """
-    wanted = which.nodes()
-    with open_queue(url) as queue:
-        unknown = _tell(queue, wanted, lambda node: node.stop(now=now))
-    untold = [node for node in wanted if node.name in unknown]
-    return _stop_over_ssh(which.for_workers(untold), seconds, now=now)
-
-
-def _stop_over_ssh(nodes: Sequence[NodeSpec], seconds: float, *, now: bool) -> int:
     from ppss_queue.nodes import service
     from ppss_queue.nodes.probe import probe
 
+    wanted = which.some() if disable else which.nodes()
+    with open_queue(url) as queue:
+        unknown = _tell(queue, wanted, lambda node: node.stop(now=now))
+
     def work(reach: Reach) -> bool:
         refuse_without_worker(reach.node)
-        return service.stop(reach, probe(reach).paths.directory, now=now)
+        place = probe(reach).paths.directory
+        if disable:
+            service.disable(reach, place)
+        return reach.node.name not in unknown or service.stop(reach, place, now=now)
 
+    untold = [node for node in wanted if node.name in unknown]
     code: int = ExitCode.OK
-    for answer in each(nodes, seconds, work):
+    for answer in each(which.for_workers(wanted if disable else untold), seconds, work):
         if answer.error:
             code = max(code, fail(answer.error))
         elif not answer.result:

@@ -93,7 +93,7 @@ def stop(reach: Reach, place: str, *, label: str = WORKER, now: bool = False) ->
     """Ends the worker over SSH, where it is not to be reached by way of Redis; whether there was one.
 
     Not `now`: it is told to finish what runs, and not waited for. `now`: it is gone afterwards, and so is what it ran.
-    It does not come back after a reboot any more. Raises ConnectFailed, MachineFailed.
+    Raises ConnectFailed, MachineFailed.
     """
     done = _run(reach, "stop", place, label, str(int(STOP_SECONDS)), "yes" if now else "")
     if done.code not in (0, 1):
@@ -103,8 +103,14 @@ def stop(reach: Reach, place: str, *, label: str = WORKER, now: bool = False) ->
     return done.code == 0
 
 
+def disable(reach: Reach, place: str) -> None:
+    """It does not come back after a reboot any more; one that is at work goes on. Raises ConnectFailed."""
+    _run(reach, "disable", place, WORKER)
+
+
 def stop_all(reach: Reach, place: str) -> bool:
-    """Ends all workers in that place now, those of runs too; whether there were any. Raises as `stop`."""
+    """Ends all workers in that place now, for good, those of runs too; whether there were any. Raises as `stop`."""
+    disable(reach, place)
     labels = (
         reach.run(f"cd {shlex.quote(place)} 2>/dev/null && ls *.pid", seconds=STOP_SECONDS)
         .out.decode()

@@ -2,18 +2,23 @@
 #   start PLACE LABEL UNIT PROGRAM SECONDS ENABLE   prints "running|started PID yes|"; 1: it ended, stderr says why
 #   running PLACE LABEL UNIT                        prints PID; 1: there is none
 #   stop  PLACE LABEL UNIT SECONDS NOW              0: it ends, or is gone; 1: there was none
+#   disable PLACE LABEL UNIT                        it does not come back with the machine any more
 #   needed PLACE LABEL UNIT                         0: a worker is at work, or comes back with the machine; 1: none
 # PLACE is the directory of workers, LABEL which one, PROGRAM the text of its LABEL.sh, ENABLE and NOW "yes" or empty.
 # 5: this machine can't do it.
 verb=$1 place=$2 label=$3 unit=$4
-script=$place/$label.sh pid_file=$place/$label.pid
+script=$place/$label.sh pid_file=$place/$label.pid loop_file=$place/$label.loop
 units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
 pid=
 
-alive() { # sets pid
-    pid=$(cat "$pid_file" 2>/dev/null)
+is_there() { # the process that wrote its number into file $1, and was given the text $2; sets pid
+    pid=$(cat "$1" 2>/dev/null)
     [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null \
-        && { cat "/proc/$pid/cmdline" 2>/dev/null || ps -o args= -p "$pid"; } | grep -qaF "$pid_file"
+        && { cat "/proc/$pid/cmdline" 2>/dev/null || ps -o args= -p "$pid"; } | grep -qaF "$2"
+}
+
+alive() { # the worker; sets pid
+    is_there "$pid_file" "$pid_file"
 }
 
 moment() { # a tenth of a second, where sleep may know whole ones only
@@ -28,7 +33,22 @@ managed() { # whether systemd keeps for this user what it started, when nobody i
 }
 
 in_crontab() {
-    crontab -l 2>/dev/null | grep -qF "$script"
+    crontab -l 2>/dev/null | grep -qF "# $unit"
+}
+
+add_to_crontab() { # after a reboot the master may be off for longer: a worker that does not find it ends with 3
+    local quote="'\\''" line
+    line="echo \$\$ >'${loop_file//\'/$quote}'; until '${script//\'/$quote}'; [ \$? -ne 3 ]; do sleep 5; done # $unit"
+    {
+        crontab -l 2>/dev/null
+        printf '@reboot %s\n' "${line//%/\\%}"
+    } | crontab -
+}
+
+remove_from_crontab() {
+    local rest
+    rest=$(crontab -l | grep -vF "# $unit")
+    if [ -n "$rest" ]; then printf '%s\n' "$rest" | crontab -; else crontab -r; fi
 }
 
 comes_back() { # "yes" if it is started with the machine
@@ -62,8 +82,7 @@ start_alone() {
     "$script" &
     first=$!
     if [ -n "$enable" ] && ! in_crontab; then
-        (crontab -l 2>/dev/null && echo "@reboot $script") | crontab - \
-            || echo "@reboot $script" | crontab -
+        add_to_crontab
     fi
 }
 
@@ -103,18 +122,25 @@ start() {
     return 1
 }
 
-stop() {
-    local seconds=$1 now=$2 rest
+stop_waiting() { # a worker that did not find the master is to be started again
+    if alive; then return; fi
+    [ ! -e "$units/$unit" ] || ! managed || systemctl --user stop "$unit" 2>/dev/null
+    ! is_there "$loop_file" "# $unit" || kill -TERM -- "-$pid" 2>/dev/null || kill -TERM "$pid"
+}
+
+disable() {
+    stop_waiting
     if [ -e "$units/$unit" ]; then
         managed && systemctl --user disable --quiet "$unit" 2>/dev/null
-        alive || systemctl --user stop "$unit" 2>/dev/null # it may wait to be started again
         rm -f "$units/$unit" "$units/default.target.wants/$unit"
         managed && systemctl --user daemon-reload
     fi
-    if in_crontab; then
-        rest=$(crontab -l | grep -vF "$script")
-        if [ -n "$rest" ]; then printf '%s\n' "$rest" | crontab -; else crontab -r; fi
-    fi
+    if in_crontab; then remove_from_crontab; fi
+}
+
+stop() {
+    local seconds=$1 now=$2
+    stop_waiting
     alive || return 1
     if [ -z "$now" ]; then
         kill -TERM "$pid"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 from hosts.lab import Host, Lab
-from hosts.ssh import URL, enqueue, pids, ppss
+from hosts.ssh import URL, enqueue, pids, ppss, start_sshd, stop_sshd
 
-PLACE = "/home/ppss/my place/nodes/0123456789abcdef"
+PLACE = "/home/ppss/my 100% pl'ace/masters/c0ffee/nodes/0123456789abcdef"
 """As deploy would make it."""
 
 WAITS = "until [ -e go ]; do sleep 0.1; done; : $ITEM"
@@ -18,13 +18,15 @@ _DRIVER = """
 import sys
 from ppss_queue.errors import PpssError
 from ppss_queue.nodes.reach import Reach
-from ppss_queue.nodes.service import start, stop, worker_words
+from ppss_queue.nodes.service import disable, start, stop, worker_words
 from ppss_queue.nodes.spec import parse_node
 verb, place, url, *words = sys.argv[1:]
 reach = Reach(parse_node(words))
 try:
-    if verb == "start":
-        print(start(reach, place, url, worker_words(reach.node)))
+    if verb in ("start", "enable"):
+        print(start(reach, place, url, worker_words(reach.node), enable=verb == "enable"))
+    elif verb == "disable":
+        disable(reach, place)
     else:
         print(stop(reach, place, now=verb == "stop_now"))
 except PpssError as error:
@@ -101,3 +103,52 @@ def test_a_node_that_is_started_again_after_a_power_cut_forgets_the_old_pid(lab:
     node.start()
     assert drive(lab, "stop", "n1") == "False"
     assert "anew=True" in drive(lab, "start", "n1")
+
+
+def _reboot(node: Host) -> None:
+    """It runs the jobs of its crontabs."""
+    node.kill()
+    node.start()
+    node.run(["cron"], user="root")
+
+
+def test_a_worker_comes_back_by_the_crontab_until_that_is_taken_back(lab: Lab, node: Host) -> None:
+    """Also before its master does. Other lines stay as they are."""
+    if node.run(["test", "-x", "/usr/sbin/cron"], check=False).returncode:
+        missing("cron")
+    master = lab.master
+    other = "@reboot echo $(( 7 * 6 )) > other # 100\\%\n"
+    node.run(["crontab", "-"], stdin=other)
+    assert "after_reboot=True" in drive(lab, "enable", "n1")
+    assert "after_reboot=True" in drive(lab, "start", "n1"), "it is at work"
+    lines = node.run(["crontab", "-l"]).stdout
+    assert lines.startswith(other) and len(lines.splitlines()) == 2
+
+    stop_sshd(master)
+    _reboot(node)
+    log = f"{PLACE}/worker.log"
+    wait_until(lambda: node.read(log).count(b"no SSH server listens") > 1, "it tries again", 60)
+    assert node.read("other") == b"42\n"
+    start_sshd(master)
+    run = enqueue(master, 1, "true")
+    assert ppss(master, "wait", run).code == 0
+    assert drive(lab, "stop_now", "n1") == "True"
+
+    stop_sshd(master)
+    _reboot(node)
+    before = node.read(log).count(b"no SSH server listens")
+    wait_until(lambda: node.read(log).count(b"no SSH server listens") > before, "it is not forgotten", 60)
+    drive(lab, "stop", "n1")
+    wait_until(lambda: not pids(node, "until|[-]-pid-file"), "it does not try any more")
+    start_sshd(master)
+    assert "after_reboot=True" in drive(lab, "start", "n1")
+    drive(lab, "disable", "n1")
+    assert node.run(["crontab", "-l"]).stdout == other
+    assert pids(node, "[-]-pid-file"), "what is at work goes on"
+    _reboot(node)
+    wait_until(lambda: node.read("other") == b"42\n", "the other job is done")
+    assert not pids(node, "until|[-]-pid-file")
+    node.run(["crontab", "-r"])
+    drive(lab, "enable", "n1")
+    drive(lab, "disable", "n1")
+    assert node.run(["crontab", "-l"], check=False).returncode == 1

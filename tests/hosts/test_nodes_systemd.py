@@ -75,6 +75,9 @@ def test_a_worker_is_a_unit_of_its_user_that_comes_back_if_it_is_to_until_it_is_
         assert ppss(master, "wait", run).code == 0
         wait_until(lambda: not pids(node, WORKER), "the worker has ended", 60)
         assert "inactive" in of_user(master, "is-active", name)
+        assert of_user(master, "is-enabled", name) == "enabled", "it comes back"
+        assert ppss(master, "nodes", "stop", "--disable", "n1").code == 0
+        assert of_user(master, "is-enabled", name) != "enabled"
 
         listed = "systemctl --user list-units ppss-*; : {}"
         done = ppss(master, "run", "nodes", "-S", "n1", "-p", "0", "-c", listed)
