@@ -288,7 +288,9 @@ def test_a_node_whose_connections_are_lost_again_and_again_gets_items_as_soon_as
     try:
         for share in range(1, 6):
             enough = 25 * share
-            wait_until(lambda enough=enough: staged.counts().get("succeeded", 0) >= enough, "it works", SECONDS)
+            wait_until(
+                lambda enough=enough: staged.counts().get("succeeded", 0) >= enough, "it works", SECONDS
+            )
             lab["n1"].run(["pkill", "-KILL", "-u", "ppss", "-x", "sshd"], user="root")
         assert set(staged.finish().values()) == {"n1"}
     except AssertionError:

@@ -17,7 +17,7 @@ from ppss_worker.runs import ActiveRun
 from ppss_worker.workplaces import Here
 
 if TYPE_CHECKING:
-    from ppss_worker.agentless.host import AgentlessHost
+    from ppss_worker.agentless.visits import Visits
 
 _SENTENCES = {"new": beside.would_be_lost, "changed": beside.changed, "both": beside.written_twice}
 
@@ -28,10 +28,8 @@ class Home:
     base = ""
     """The disk of the node is not ours to look at."""
 
-    def __init__(
-        self, host: AgentlessHost, session: Session, attempt: str, lease: Lease, run: ActiveRun
-    ) -> None:
-        self._host = host
+    def __init__(self, visits: Visits, session: Session, attempt: str, lease: Lease, run: ActiveRun) -> None:
+        self._visits = visits
         self._session = session
         self._attempt = attempt
         self._run = run
@@ -55,8 +53,8 @@ class Home:
             on_gathered((), 0)
         else:
             into = self.here.directory
-            task = partial(fetch_outputs, self._host.agent, self._session, self._attempt, into)
-            self._host.porter.carry(task, partial(self._gathered, on_gathered, on_failed))
+            task = partial(fetch_outputs, self._visits.agent, self._session, self._attempt, into)
+            self._visits.porter.carry(task, partial(self._gathered, on_gathered, on_failed))
 
     def _gathered(
         self,
@@ -68,7 +66,7 @@ class Home:
         if isinstance(error, OSError):
             error = machine_failed(self._run.spec.output or "", error)
         if isinstance(error, ServiceFailed):
-            self._host.trouble(self._session, error)
+            self._visits.trouble(self._session, error)
         if isinstance(error, PpssError):
             on_failed(error)
             return
