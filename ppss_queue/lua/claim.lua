@@ -8,7 +8,8 @@
 --       runs without one or 0, GPUs, CPUs and bytes of memory that are free on each of its hosts (one list), run for
 --       whose next item those of the first are kept or '', the node on which all of it will run or '' (there are
 --       several), allowed run or -excluded run... (no allowed one: all)
---       A worker whose node is paused is given nothing, and told no time: it hears of a change by itself.
+--       What would run on one node, which is paused, is not given, and no time is told: its worker hears of a change by
+--       itself.
 local refused = check_schema(ARGV[1])
 if refused then return refused end
 local version, worker, want, idle = tonumber(ARGV[2]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -16,8 +17,7 @@ if redis.call('EXISTS', R .. 'suspended') == 1 then
   local left = redis.call('PTTL', R .. 'suspended')
   return { left > 0 and tostring(left / 1000) or '', -1, '', {}, 0 }
 end
-local node = node_of(worker)
-if redis.call('HEXISTS', node_key(node), 'paused') == 1 then want = 0 end
+if ARGV[10] ~= '' and redis.call('HEXISTS', node_key(ARGV[10]), 'paused') == 1 then want = 0 end
 local allowed, excluded = {}, {}
 for index = 11, #ARGV do
   local run = string.match(ARGV[index], '^-(.*)')

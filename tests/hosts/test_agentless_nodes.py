@@ -151,6 +151,42 @@ def test_what_fails_on_a_node_is_tried_by_the_master_and_the_other_way_round(mas
     worker.wait(SECONDS)
 
 
+def test_the_master_is_paused_quarantined_and_resized_alone(master: Host, lab: Lab) -> None:
+    """The worker there goes on working for its nodes."""
+    n1 = lab["n1"]
+    worker = master.popen(["ppss", "worker", "-p", "2", "--on", "1/n1"], stderr=subprocess.PIPE)
+    wait_for(master, "n1", state="live")
+    master.write("names", "".join(f"{number}\n" for number in range(20)))
+
+    held = ppss(master, "enqueue", "--no-check", "-f", "names", "-c", _HOLD)
+    wait_for(master, "master", state="live", slots=2, running=2)
+    ppss(master, "nodes", "pause", "master")
+    ppss(master, "nodes", "set", "master", "slots=1")
+    wait_for(master, "master", state="paused", slots=1, running=2)
+    for node in (master, n1):
+        node.write("go", "")
+    ppss(master, "wait", held)
+    nodes = [item["node"] for item in items(master, held).values()]
+    assert (nodes.count("master"), nodes.count("n1")) == (2, 18)
+    for node in (master, n1):
+        node.run(["rm", "go"])
+    ppss(master, "nodes", "resume", "master")
+    held = ppss(master, "enqueue", "--no-check", "-f", "names", "-c", _HOLD)
+    wait_for(master, "master", state="live", slots=1, running=1)
+    wait_for(master, "n1", running=1)
+    for node in (master, n1):
+        node.write("go", "")
+    ppss(master, "wait", held)
+
+    _install(n1)
+    run = ppss(master, "enqueue", *_USES_TOOL)
+    ppss(master, "wait", run)
+    assert {(item["node"], item["state"]) for item in items(master, run).values()} == {("n1", "succeeded")}
+    assert views(master)["master"]["state"] == "quarantined", views(master)
+    worker.terminate()
+    worker.wait(SECONDS)
+
+
 def test_a_node_that_is_paused_keeps_no_items(master: Host) -> None:
     """Short ones are held ahead of their turn."""
     master.write("names", "".join(f"{number}\n" for number in range(5_000)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ppss_queue.calls import Calls
 from ppss_queue.command import ItemValues
@@ -14,6 +14,9 @@ from ppss_worker.process import Child
 from ppss_worker.room import Room
 from ppss_worker.running import Workplace
 from ppss_worker.runs import ActiveRun
+
+if TYPE_CHECKING:
+    from ppss_worker.own_slots import OwnSlots
 
 
 class Host(Protocol):
@@ -90,9 +93,9 @@ class ThisHost:
         room: Room,
         launcher: Launcher,
         workplace: Callable[[Lease, ActiveRun], Workplace],
-        count_slots: Callable[[], int],
+        own_slots: OwnSlots,
     ) -> None:
-        self._count_slots = count_slots
+        self._own_slots = own_slots
         self.name = name
         self.calls = calls
         self.room: Room | None = room
@@ -103,11 +106,11 @@ class ThisHost:
 
     @property
     def slots(self) -> int:
-        return self._count_slots()
+        return self._own_slots.count
 
     @property
     def is_usable(self) -> bool:
-        return self.slots > 0
+        return self._own_slots.is_usable
 
     def takes_back(self, slot: Slot) -> bool:
-        return True
+        return self._own_slots.takes_back(slot)

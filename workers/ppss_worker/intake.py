@@ -17,15 +17,15 @@ from ppss_queue.model import Lease
 from ppss_queue.resources import Resources
 from ppss_worker.claims import LOOK_AGAIN_SECONDS, Claims
 from ppss_worker.hand import Hand
-from ppss_worker.hosts import Slot, ThisHost
+from ppss_worker.hosts import Slot
 from ppss_worker.leases import LeaseKeeper
 from ppss_worker.outbox import Outbox
+from ppss_worker.own_slots import OwnSlots
 from ppss_worker.process import DirectoryMissing
 from ppss_worker.rooms import Rooms
 from ppss_worker.running import ItemRefused, Workplace
 from ppss_worker.runs import ActiveRun, ActiveRuns
 from ppss_worker.settings import Settings
-from ppss_worker.slots import SlotNumbers
 from ppss_worker.workplaces import workplace_here
 
 if TYPE_CHECKING:
@@ -64,18 +64,13 @@ class Intake:
         self._troubles: dict[str, str] = {}
         self._paused: set[str] = set()
         """What was claimed just before the pause is handed back when it comes."""
-        self._closed = self._node_paused = False
-        self.slots = 0
-        """How many there are to be."""
-        self._resized = False
-        self.numbers = SlotNumbers(settings.state_directory / "slots")
+        self._closed = False
         self._ask_again = False
         """The last claim told of something that makes another one worth it."""
         self._gpus_elsewhere = 0
         """At the last look."""
         self.hand = Hand(rooms)
-        self.here: ThisHost | None = None
-        """Where its own slots are; to be set before there are any."""
+        self.own_slots = OwnSlots(self.hand, settings.state_directory / "slots")
 
     def claim(
         self, claims: Claims, now: float, *, running: int, stalled_seconds: float, each: float
@@ -159,37 +154,15 @@ class Intake:
         else:
             self._paused.discard(run)
 
-    def resize(self, slots: int) -> None:
-        """Takes more slot numbers, or gives some back: those in use when they are free. Raises MachineFailed."""
-        self._resized = bool(self.numbers)
-        self.slots = slots
-        self._take_numbers(slots - len(self.numbers))
-        for slot in self.hand.take_free(len(self.numbers) - slots):
-            self.numbers.give_back(slot.number)
-
     def free(self, slot: Slot) -> None:
         """Nothing runs on it any more."""
         self._ask_again = self.hand.vacate(slot) or self._ask_again
-        if not slot.host.is_here:
-            if slot.host.takes_back(slot):
-                self.hand.free(slot)
-        elif len(self.numbers) > self.slots:
-            self.numbers.give_back(slot.number)
-        elif self._resized and slot.number > self.slots:  # a lower number may be free by now
-            self.numbers.give_back(slot.number)
-            self._take_numbers(1)
-        else:
+        if slot.host.takes_back(slot):
             self.hand.free(slot)
 
-    def _take_numbers(self, count: int) -> None:
-        """Raises MachineFailed."""
-        for number in self.numbers.take(count):
-            assert self.here is not None
-            self.hand.free(Slot(number, self.here))
-
-    def pause_node(self, *, paused: bool) -> None:
-        """Hands back what is not begun, and what a claim gives that was on its way."""
-        self._node_paused = paused
+    def pause_own_slots(self, *, paused: bool) -> None:
+        """Hands back what is not begun; what a claim gives that was on its way is for other hosts, or goes back too."""
+        self.own_slots.pause(paused=paused)
         if paused:
             self.hand_back()
 
@@ -270,12 +243,12 @@ class Intake:
     def _take(self, run: str, leases: list[Lease], visibility_seconds: float) -> None:
         """Keeps what was claimed, or hands it back when it can't be run here."""
         try:
-            if self._closed or self._node_paused or run in self._paused:
+            if self._closed or not self.hand.usable or run in self._paused:
                 self._outbox.release(leases)
                 return
             active = self._runs.get(run)
             here_only = bool(self._settings.nodes) and active.function is not None
-            if here_only and not self.slots:
+            if here_only and not self.own_slots.count:
                 raise BadInput("its items are given to a Python function, which takes PPSS on the node.")
         except UnknownRun:  # cancelled and purged meanwhile
             self._outbox.release(leases)
@@ -301,4 +274,4 @@ class Intake:
         if self._stage is None or self._settings.stage is None or not self._runs.any_staged:
             return 0
         wanted = self._settings.stage.ahead
-        return self.slots if wanted is None else wanted
+        return self.own_slots.count if wanted is None else wanted

@@ -30,23 +30,33 @@ class Steered(Protocol):
 
 
 class ThisNode:
-    """The slots of the worker's own machine; to be paused, all that it claims for."""
+    """The slots of the worker's own machine; to be stopped, all that the worker works for."""
 
     def __init__(
-        self, intake: Intake, claims: Claims, keeper: LeaseKeeper, stop: Callable[[Stop], None]
+        self,
+        intake: Intake,
+        claims: Claims,
+        keeper: LeaseKeeper,
+        stop: Callable[[Stop], None],
+        *,
+        is_alone: bool,
     ) -> None:
+        """`is_alone`: the worker has no other nodes."""
         self._intake = intake
         self._claims = claims
         self._keeper = keeper
         self.stop = stop
+        self._is_alone = is_alone
 
     def pause(self, *, paused: bool) -> None:
-        self._intake.pause_node(paused=paused)
-        self._claims.pause(paused=paused)
+        self._intake.pause_own_slots(paused=paused)
+        if self._is_alone:
+            self._claims.pause(paused=paused)
+        self._claims.wake()
 
     def resize(self, slots: int) -> None:
         allow_files(slots)
-        self._intake.resize(slots)
+        self._intake.own_slots.resize(slots)
         self._claims.wake()
         self._keeper.beat()
 

@@ -60,7 +60,7 @@ class Vitals:
         leased = len(attempts) + len(self._intake.hand) - sum(attempts.on(host) for host in elsewhere)
         common = self._common(self._settings.node, stopping=stopping)
         offer = _offer(self._settings.offer.total)
-        return {**common, **offer, "slots": self._intake.slots, "leased": leased}
+        return {**common, **offer, "slots": self._intake.own_slots.count, "leased": leased}
 
     def _there(self, attempts: Attempts, host: AgentlessHost, *, stopping: bool) -> Mapping[str, Argument]:
         common = self._common(host.name, stopping=stopping)

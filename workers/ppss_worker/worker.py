@@ -134,7 +134,8 @@ class Worker:
             self._link, self._calls, self._outbox, observer, self._fail, prints=settings.prints
         )
         self._vitals = Vitals(settings, self._runs, self._intake, self._verdicts)
-        here = ThisNode(self._intake, self._claims, self._keeper, self.stop)
+        is_alone = not settings.nodes
+        here = ThisNode(self._intake, self._claims, self._keeper, self.stop, is_alone=is_alone)
         self._orders = Orders(settings.node, settings.slots, here, observer.warn)
         self._ending = Ending()
         self._fleet: Fleet | None = None
@@ -168,7 +169,7 @@ class Worker:
     @property
     def slots(self) -> int:
         """How many it is to have: it may have more until items end."""
-        return self._intake.slots
+        return self._intake.own_slots.count
 
     @property
     def is_cut_off(self) -> bool:
@@ -197,7 +198,7 @@ class Worker:
         with ExitStack() as stack:
             guardian = Guardian.start()
             stack.callback(guardian.close)
-            stack.callback(self._intake.numbers.close)
+            stack.callback(self._intake.own_slots.close)
             stack.callback(self._rooms.close)
             captures = self._settings.state_directory / "captures"
             captures.mkdir(parents=True, exist_ok=True)
@@ -207,16 +208,16 @@ class Worker:
             on_output = self._observer.output if self._settings.line_buffer else None
             launcher = Launcher(spawner, selector, self._answered, on_output)
             stack.callback(launcher.close)
-            self._intake.here = ThisHost(
+            here = self._intake.own_slots.host = ThisHost(
                 self._settings.node,
                 self._calls,
                 Room(self._settings.offer, self._settings.state_directory / "gpus"),
                 launcher,
                 self._intake.workplace,
-                lambda: self._intake.slots,
+                self._intake.own_slots,
             )
-            self._rooms.hosts.append(self._intake.here)
-            self._intake.resize(self._settings.slots)
+            self._rooms.hosts.append(here)
+            self._intake.own_slots.resize(self._settings.slots)
             self._attempts = Attempts(self._link, self._calls, self._outbox, self._observer, self._verdicts)
             self._dealer = Dealer(
                 self._link, self._calls, self._outbox, self._runs, self._intake, self._claims, self._attempts
