@@ -193,6 +193,7 @@ class Queue:
     def workers(self) -> list[WorkerView]:
         """Workers of PPSS that were heard of lately."""
         keys = read_members(self.connection.execute("SMEMBERS", self.keys.workers))
+        prefix = self.keys.worker("")
         views = []
         for key, reply in zip(
             keys, self.connection.execute_many([("HGETALL", key) for key in keys]), strict=True
@@ -203,7 +204,7 @@ class Queue:
             facts = dict(zip(flat[::2], flat[1::2], strict=True))
             if "node" in facts:
                 offer = Resources(*(int(facts.get(name, 0)) for name in ("gpus", "cpus", "memory_bytes")))
-                views.append(WorkerView(key.rpartition(":")[2], facts["node"], int(facts["slots"]), offer))
+                views.append(WorkerView(key.removeprefix(prefix), facts["node"], int(facts["slots"]), offer))
         return sorted(views, key=lambda view: view.name)
 
     def _create(self, spec: RunSpec) -> str:

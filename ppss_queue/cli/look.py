@@ -143,7 +143,7 @@ def _state_shown(counts: Counts) -> str:
 
 def nodes_of(counts: Counts) -> list[str]:
     """Worker keys are `...:<node>.<pid>-<nonce>`."""
-    return sorted({worker.rpartition(":")[2].rpartition(".")[0] for worker in counts.workers})
+    return sorted({worker.rpartition(".")[0] for worker in counts.workers})
 
 
 def command_shown(counts: Counts) -> str:

@@ -144,7 +144,7 @@ class NodesLive:
 
     def _of(self, counts: Counts) -> list[NodeView]:
         named = {step.node.name for step in self.joining.steps} if self.joining else set()
-        working = {worker.rpartition(":")[2] for worker in counts.workers}
+        working = set(counts.workers)
         shown = [
             view
             for view in self._views

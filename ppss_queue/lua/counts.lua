@@ -1,6 +1,6 @@
 -- Everything `ppss status` shows of a run, in one look; what others did to its items is noticed first.
 -- Returns 'unknown', or {fields and values of the run, ready, leased, delayed, succeeded, failed, running,
---          expired leases, items that ended in the last stretch, its seconds, {worker key...} alive}.
+--          expired leases, items that ended in the last stretch, its seconds, {worker...} alive}.
 -- ARGV: run
 local run = ARGV[1]
 notice(run)
@@ -10,7 +10,9 @@ local wip = registry('wip', run)
 local running, workers = redis.call('ZCOUNT', wip, NOW + BEGUN, '+inf'), {}
 local expired = redis.call('ZCOUNT', wip, CENTURY, NOW + CENTURY) + redis.call('ZCOUNT', wip, BEGUN, NOW + BEGUN)
 for _, key in ipairs(redis.call('SMEMBERS', R .. 'workers:' .. run)) do
-  if redis.call('EXISTS', key) == 1 and redis.call('HGET', key, 'slots') ~= '0' then workers[#workers + 1] = key end
+  if redis.call('EXISTS', key) == 1 and redis.call('HGET', key, 'slots') ~= '0' then
+    workers[#workers + 1] = string.sub(key, #(R .. 'worker:') + 1)
+  end
 end
 -- The last 512 ends, or all since the first of these items was handed out: what came before was idle time.
 local since, recent = tonumber(redis.call('HGET', run_key(run), 'since')), {}

@@ -82,7 +82,7 @@ def python(
 def worker(python: Callable[[str], subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A real worker with two slots."""
     return python(
-        "import sys; sys.argv[1:] = ['worker', '-p2', '-q']; from ppss_queue.cli import main; main()"
+        "import sys; sys.argv[1:] = ['worker', '-p2', '-q', '--node-name', 'me@big:2222']; from ppss_queue.cli import main; main()"
     )
 
 
@@ -833,7 +833,7 @@ def test_a_wait_that_an_asyncio_program_gives_up_ends_at_once(queue: Queue, othe
 
 def test_workers_that_are_there_are_listed(queue: Queue, worker: subprocess.Popen[str]) -> None:
     (view,) = wait_until(queue.workers, "the worker is there")
-    assert view.slots == 2
+    assert (view.node, view.slots) == ("me@big:2222", 2) and view.name.startswith("me@big:2222.")
     worker.terminate()
     worker.wait(20)
     assert queue.workers() == []

@@ -44,7 +44,7 @@ class Worker:
     def __init__(self, connection: Connection, name: str) -> None:
         self.connection = connection
         self.name = name
-        self.calls = Calls(KEYS, name, f"nonce-{name}")
+        self.calls = Calls(KEYS, name, f"nonce-{name.replace(':', '-')}")
 
     def call(self, call: scripts.Call) -> Reply:
         return scripts.run(self.connection, call)
@@ -1130,7 +1130,7 @@ def test_kept_output_comes_back_and_a_run_keeps_only_so_much(bench: Bench) -> No
 
 def test_counts_tell_what_a_run_does(bench: Bench) -> None:
     bench.run("r", 9)
-    worker = bench.worker("node.1")
+    worker = bench.worker("me@node:2222.1")
     worker.heartbeat()
     leases = worker.claim(6)
     worker.start(*leases[:4])
@@ -1139,7 +1139,7 @@ def test_counts_tell_what_a_run_does(bench: Bench) -> None:
     counts = bench.counts("r")
     assert (counts.total, counts.ready, counts.leased, counts.running, counts.expired) == (9, 3, 5, 2, 2)
     assert (counts.succeeded, counts.left, counts.cancelled, counts.lost) == (1, 8, 0, 0)
-    assert counts.workers == (KEYS.worker("node.1"),)
+    assert counts.workers == ("me@node:2222.1",)
     assert counts.work_seconds == DONE.seconds
     assert counts.created == pytest.approx(bench.now(), abs=20)
     assert counts.ended is None
