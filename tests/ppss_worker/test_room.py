@@ -245,6 +245,7 @@ def test_only_hosts_that_can_have_items_have_room_and_one_that_has_yet_to_tell_m
     )
     quiet.is_awaited = True
     assert rooms.fits(Resources(cpus=9))
+    assert rooms_of(_Host("never seen")).fits(Resources(cpus=9)), "who knows"
 
 
 def test_an_item_that_needs_this_machine_gets_none_of_the_slots_elsewhere() -> None:

@@ -58,10 +58,10 @@ class Rooms:
         return sum(host.room.gpus_elsewhere for host in self.hosts if host.room is not None)
 
     def fits(self, needs: Resources) -> bool:
-        """Whether a host has so much when nothing runs there, or has yet to say what it has."""
-        return any(needs.fits(total) for _, total in self._totals()) or any(
-            host.is_awaited for host in self.hosts
-        )
+        """Whether a host has so much when nothing runs there, or may have: not all have told yet, or none has."""
+        totals = self._totals()
+        may_tell_more = not totals or any(host.is_awaited for host in self.hosts)
+        return may_tell_more or any(needs.fits(total) for _, total in totals)
 
     def shortage(self, needs: Resources) -> str:
         """As `Resources.shortage`, where it does not fit."""
