@@ -1,4 +1,4 @@
-"""The one seam through which Lua is called: `lua/<name>.lua`, put behind what it uses of `lua/lib.lua`."""
+"""The one seam through which Lua is called: `lua/<name>.lua`, put behind what it uses of the libraries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ppss_queue.keys import Keys
 from ppss_queue.resp import Argument
 
 _FOLDER = Path(__file__).with_name("lua")
+_LIBRARIES = ("lib.lua", "blame.lua")
+"""The later ones use the earlier ones."""
 _DEFINED = re.compile(r"^local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
 _WORD = re.compile(r"\w+")
 
 
 @cache
 def _library() -> Sequence[tuple[frozenset[str], str]]:
-    """The definitions of lib.lua, each with the names that it defines."""
-    paragraphs = (_FOLDER / "lib.lua").read_text().split("\n\n")
+    """Their definitions, each with the names that it defines."""
+    paragraphs = [text for name in _LIBRARIES for text in (_FOLDER / name).read_text().split("\n\n")]
     return [
         (frozenset(found[1].split(", ")), text) for text in paragraphs if (found := _DEFINED.search(text))
     ]

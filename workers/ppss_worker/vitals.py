@@ -68,7 +68,7 @@ class Vitals:
         return {**common, **offer, "slots": host.slots, "leased": attempts.on(host)}
 
     def _common(self, node: str, *, stopping: bool) -> Mapping[str, Argument]:
-        """Some for RQ's views, the others for `nodes.lua` and for who looks for another node (lib.lua)."""
+        """Some for RQ's views, the others for `nodes.lua` and for who looks for another node (blame.lua)."""
         served = self._settings.runs
         return {
             "hostname": socket.gethostname(),
