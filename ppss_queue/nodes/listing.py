@@ -10,9 +10,12 @@ from pathlib import Path
 from ppss_queue.config import closest
 from ppss_queue.errors import BadInput
 from ppss_queue.nodes.spec import NodeSpec, parse_node
+from ppss_queue.units import shorten
 
 _RANGE = re.compile(r"\[([^\[\]:]*)\]")
 """An IPv6 address has colons between its brackets."""
+_SENTENCE_CHARACTERS = 400
+"""Of an error, which may quote a line that is not what was meant, such as a binary file."""
 _NODES_AT_MOST = 10_000
 """Of one range: more is a slip."""
 
@@ -90,7 +93,7 @@ def _parse(lines: Iterable[tuple[str, str]]) -> list[NodeSpec]:
         except ValueError:
             raise BadInput(f"{place}: a quote is not closed. Correct it.") from None
         except BadInput as error:
-            raise BadInput(f"{place}: {error}") from None
+            raise BadInput(f"{place}: {shorten(str(error), _SENTENCE_CHARACTERS)}") from None
     return list(nodes.values())
 
 

@@ -82,7 +82,8 @@ def python(
 def worker(python: Callable[[str], subprocess.Popen[str]]) -> subprocess.Popen[str]:
     """A real worker with two slots."""
     return python(
-        "import sys; sys.argv[1:] = ['worker', '-p2', '-q', '--node-name', 'me@big:2222']; from ppss_queue.cli import main; main()"
+        "import sys; sys.argv[1:] = ['worker', '-p2', '-q', '--node-name', 'me@big:2222']; "
+        "from ppss_queue.cli import main; main()"
     )
 
 

@@ -112,6 +112,7 @@ def test_two_users_on_one_host_and_two_names_of_one_host_are_different_nodes() -
         ("node[0-99999]", "more than 10,000 nodes"),
         ("big1 scratch-limit=lots", "is no size"),
         ("big1 mem=lots", "is no size"),
+        ("big1 gpus=0,0", "'0,0' names no GPUs. Give how many there are, or which"),
         ("big1 cpus=some", "'cpus=some' of node 'big1' can't be: write a whole number from 0 up"),
     ],
 )
@@ -120,6 +121,13 @@ def test_what_is_wrong_in_a_list_is_told_with_file_and_line(tmp_path: Path, line
     with pytest.raises(BadInput) as error:
         read_nodes_file(path)
     assert str(error.value).startswith(f"'{path}', line 3: ") and sentence in str(error.value)
+
+
+def test_a_line_that_is_no_list_is_not_told_in_full(tmp_path: Path) -> None:
+    for line in ("x" * 10_000 + "$", f"big1 {'x' * 10_000}", f"big1 slots={'9' * 5000}x"):
+        with pytest.raises(BadInput) as error:
+            read_nodes_file(file_of(tmp_path, line))
+        assert len(str(error.value)) < 1000 and str(error.value).endswith((".", "slots=8.", "one)."))
 
 
 def test_a_node_that_is_there_twice_is_told_with_both_lines(tmp_path: Path) -> None:
