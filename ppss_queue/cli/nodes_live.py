@@ -120,7 +120,7 @@ class NodesLive:
 
     def slots(self, counts: Counts, here: int) -> int:
         """Of all nodes that work on the run now; `here` where no other is known."""
-        return sum(view.slots for view in self._of(counts) if view.state is not NodeState.LOST) or here
+        return sum(_slots_for(counts, view) for view in self._of(counts)) or here
 
     def slots_used(self, here: int) -> int:
         """Of all nodes that worked on the run at one time or another."""
@@ -151,5 +151,10 @@ class NodesLive:
             if view.name in named or any(worker.name in working for worker in view.workers)
         ]
         for view in shown:
-            self._most[view.name] = max(view.slots, self._most.get(view.name, 0))
+            self._most[view.name] = max(_slots_for(counts, view), self._most.get(view.name, 0))
         return shown
+
+
+def _slots_for(counts: Counts, view: NodeView) -> int:
+    """Of the workers that take items of the run: others may be there too."""
+    return sum(worker.slots for worker in view.workers if worker.name in counts.workers)
