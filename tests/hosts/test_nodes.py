@@ -9,7 +9,7 @@ import tarfile
 from typing import Any
 
 import pytest
-from helpers import wait_until
+from helpers import missing, wait_until
 from hosts.lab import Host, Lab
 from hosts.nodes import PYTHON, Nodes, files_with, listing
 from hosts.ssh import Done, enqueue, pids, ppss
@@ -17,6 +17,7 @@ from hosts.ssh import Done, enqueue, pids, ppss
 SESSION = "^[^ ]*python[^ ]* [^ ]*/ppss run in"
 WORKER = "[-]-pid-file"
 WAITS = 'until [ -e "$HOME/go" ]; do sleep 0.1; done; tr a-z A-Z <"$ITEM" >{out}; echo "$PPSS_NODE"'
+_WAITS_FOR_BOTH = "touch $SHARE/$PPSS_NODE; until [ -e $SHARE/n1 ] && [ -e $SHARE/n2 ]; do sleep 0.1; done"
 LIST = f"n1 python={PYTHON} slots=2 tags=all\nn2 python={PYTHON} slots=3 tags=all,fast\n"
 
 
@@ -223,3 +224,22 @@ def test_what_login_scripts_of_nodes_print_disturbs_nothing(lab: Lab, master: Ho
         done = ppss(master, "run", "in", *words)
         assert done.code == 0 and done.out.split() == ["said"] * 3, done
         master.run(["diff", "-r", "-x", ".ppss", "in", f"out-{name}"])
+
+
+def test_nodes_whose_login_shell_is_no_bash_work_as_others_do(lab: Lab, master: Host) -> None:
+    """tcsh, which reads quotes as no other shell does; one node has a worker, the other one needs none."""
+    if master.run(["which", "tcsh"], check=False).returncode:
+        missing("tcsh")
+    for node in lab.nodes:
+        node.run(["usermod", "-s", "/bin/tcsh", "ppss"], user="root")
+    master.write("nodes", f"n1 python={PYTHON} slots=2\nn2 mode=ssh slots=2\n")
+    expected = fill(master, 12)
+    command = f"tr a-z A-Z <{{}} >{{out}}; seq 1 500; {_WAITS_FOR_BOTH}".replace("$SHARE", str(lab.share))
+    done = run(master, command, "--nodes", "n1,n2", "-p", "0", "--timeout", "60")
+    assert done.code == 0, done
+    assert outputs(master) == expected
+    assert done.out.count("\n499\n500\n") == 12
+    done = ppss(master, "nodes", "exec", "n1", "n2", "--", "echo", "it's  $b!")
+    assert sorted(done.out.splitlines()) == ["it's  $b!", "it's  $b!", "n1", "n2"]
+    assert nodes(master, "start", "n1")["n1"]["started"]
+    assert ppss(master, "nodes", "erase", "--yes").code == 0

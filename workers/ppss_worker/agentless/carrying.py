@@ -116,7 +116,7 @@ def fetch_outputs(agent: Agent, session: Session, attempt: str, into: str) -> No
 
 def fetch_printed(agent: Agent, session: Session, attempt: str, stdout: int, stderr: int) -> None:
     """Writes what the command printed to these files. Raises ConnectFailed, NodeFailed, OSError of the disk here."""
-    words = ["bash", "-c", f"{SAY_MARK}\n{_SHOW}", "ppss", session.directory, attempt]
+    words = ["bash", "-c", f"{SAY_MARK}; {_SHOW}", "ppss", session.directory, attempt]
     command = agent.open_command(session, shlex.join(words))
     try:
         stream = _Receiver(command)
