@@ -238,7 +238,7 @@ def test_nodes_whose_login_shell_is_no_bash_work_as_others_do(lab: Lab, master: 
     done = run(master, command, "--nodes", "n1,n2", "-p", "0", "--timeout", "60")
     assert done.code == 0, done
     assert outputs(master) == expected
-    assert done.out.count("\n499\n500\n") == 12
+    assert done.out.count("\n499\n500\n") == 12 and "no items" not in done.err, done
     done = ppss(master, "nodes", "exec", "n1", "n2", "--", "echo", "it's  $b!")
     assert sorted(done.out.splitlines()) == ["it's  $b!", "it's  $b!", "n1", "n2"]
     assert nodes(master, "start", "n1")["n1"]["started"]
