@@ -41,7 +41,7 @@ def fill(
         name = answer.node.name
         if answer.error is not None:
             code = max(code, answer.error.exit_code)
-            sentence = printable(" ".join(str(answer.error).split()))
+            sentence = printable(" ".join(str(answer.error).split())).removeprefix(f"{printable(name)}: ")
             rows[name] = {columns[0]: "failed", "NOTE": sentence}
             facts: Mapping[str, object] = {"error": sentence}
         else:

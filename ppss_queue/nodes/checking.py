@@ -90,6 +90,10 @@ def check(reach: Reach, host: str, port: int) -> Checked:
             )
         if not found.home_writable:
             lacks.append(f"its home '{found.home}' can't be written: PPSS would be put there.")
+    elif node.mode is Mode.SSH and not found.home_writable and not node.scratch:
+        lacks.append(
+            f"its home '{found.home}' can't be written: files of items go there. Name another directory: scratch=DIR"
+        )
     if found.free_bytes is not None and found.free_bytes < ROOM_BYTES:
         lacks.append(f"only {format_bytes(found.free_bytes)} of disk are free in its home: make room.")
     return Checked(node, found, reverse, reaches_us, tuple(lacks))

@@ -243,3 +243,21 @@ def test_nodes_whose_login_shell_is_no_bash_work_as_others_do(lab: Lab, master: 
     assert sorted(done.out.splitlines()) == ["it's  $b!", "it's  $b!", "n1", "n2"]
     assert nodes(master, "start", "n1")["n1"]["started"]
     assert ppss(master, "nodes", "erase", "--yes").code == 0
+
+
+def test_a_home_that_can_not_be_written_is_told_of_nodes_with_and_without_a_worker(
+    lab: Lab, master: Host
+) -> None:
+    for node in lab.nodes:
+        node.run(["mount", "--bind", "-o", "ro", "/home/ppss", "/home/ppss"], user="root")
+    master.write("nodes", f"n1 python={PYTHON}\nn2 mode=ssh\n")
+    done = ppss(master, "nodes", "check")
+    assert done.code == 1
+    assert "\nn1: its home '/home/ppss' can't be written: PPSS would be put there." in done.out
+    assert "\nn2: its home '/home/ppss' can't be written: files of items go there." in done.out
+    assert "\nn1: /home/ppss can't be written to, and PPSS is" in ppss(master, "nodes", "deploy").out
+    master.write("nodes", "n2 mode=ssh scratch=/tmp/x slots=1\n")
+    assert ppss(master, "nodes", "check").code == 0
+    expected = fill(master, 3)
+    done = run(master, "tr a-z A-Z <{} >{out}", "--nodes", "n2", "-p", "0")
+    assert done.code == 0 and outputs(master) == expected, done
