@@ -17,6 +17,15 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 
+def nvidia_smi(directory: Path, text: str) -> str:
+    """A PATH with an nvidia-smi that does this; makes the directory of it."""
+    directory.mkdir()
+    program = directory / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
 def wait_until(condition: Callable[[], T], what: str, timeout_seconds: float = 20) -> T:
     """The condition's first true value, asked for every 5 ms; AssertionError naming `what` if none comes."""
     deadline = time.monotonic() + timeout_seconds

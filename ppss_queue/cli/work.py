@@ -16,13 +16,12 @@ from ppss_queue.cli.nodes import join, list_options, master_option, nodes_of_run
 from ppss_queue.cli.options import json_option, option, url_option
 from ppss_queue.cli.preview import check_command, print_dry_run
 from ppss_queue.cli.say import say, typed, warn
-from ppss_queue.cli.serving import unserved
+from ppss_queue.cli.serving import offer_for, unserved
 from ppss_queue.cli.staging import refuse_staging_from_afar
 from ppss_queue.cli.wish import Wish
 from ppss_queue.cli.worker import (
     check_slots,
     log_directory,
-    offer_here,
     say_where_command_is_from,
     settings_of,
 )
@@ -209,7 +208,7 @@ def run_verb(
     if made["slots"] != 0 or agentless_nodes(made):
         wish.make_output()
     with open_queue(url) as queue:
-        offer = _offer(queue, spec, made, helpers)
+        offer = offer_for(queue, spec, made, helpers)
         run = _make_run(queue, replace(spec, tell_output=not made["quiet"]), sources, quiet=made["quiet"])
         if not run.status().total:
             run.purge()
@@ -271,7 +270,7 @@ def _resume(
             raise BadInput(
                 f"run {run.id} is still being filled. Try again when it is open: ppss status {run.id}"
             )
-        offer = _offer(queue, counts.spec, made, helpers) if counts.left or retry_failed else None
+        offer = offer_for(queue, counts.spec, made, helpers) if counts.left or retry_failed else None
         if helpers and not counts.spec.stage:
             warn(f"run {run.id} was made without --stage, so nodes must see its files under the same paths.")
         if state is RunState.PAUSED:
@@ -286,30 +285,6 @@ def _resume(
             return ExitCode.OK
         say(f"again: {typed(f'run --resume {run.id} --retry-failed')}")
         return ExitCode.ITEMS_FAILED
-
-
-def _offer(queue: Queue, spec: RunSpec, made: dict[str, Any], helpers: Sequence[NodeSpec]) -> Offer | None:
-    """What this machine has for a run; None: too little, or no slot, but other workers may have more.
-
-    `helpers`: nodes that are to join. Raises BadInput if nobody has enough.
-    """
-    from ppss_worker.offer import NO_OFFER
-
-    needs, agentless = spec.needs, bool(agentless_nodes(made))
-    if made["slots"] == 0 and (not agentless or (spec.function and helpers)):
-        return None
-    if not needs or made["slots"] == 0:
-        return NO_OFFER
-    offer = offer_here(None if needs.gpus else ())
-    if agentless or needs.fits(offer.total):  # agentless nodes tell what they have when they are reached
-        return offer
-    shortage = needs.shortage(offer.total, "this machine")
-    if not helpers and not any(needs.fits(worker.offer) for worker in queue.workers()):
-        raise BadInput(
-            f"each item needs {shortage}, and no other worker is there that has enough. Ask for less."
-        )
-    warn(f"each item needs {shortage}: it is left to other workers.")
-    return None
 
 
 def _work_on(

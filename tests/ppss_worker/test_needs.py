@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from helpers import nvidia_smi, wait_until
 from ppss_worker.rooms import OVERTAKERS
 
 from ppss_queue.resources import Resources
@@ -28,11 +27,7 @@ def alone(name: str) -> str:
 @pytest.fixture
 def two_gpus(tmp_path: Path) -> str:
     """PATH with an nvidia-smi that finds two."""
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.write_text("#!/bin/sh\nseq 0 1\n")
-    program.chmod(0o755)
-    return f"{program.parent}:{os.environ['PATH']}"
+    return nvidia_smi(tmp_path / "bin", "seq 0 1")
 
 
 # GPUs

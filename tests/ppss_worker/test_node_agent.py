@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers import wait_until
+from helpers import nvidia_smi, wait_until
 from ppss_worker.agentless.agent import program
 from ppss_worker.agentless.protocol import (
     Ended,
@@ -190,15 +190,6 @@ def _group(node: Agent, attempt: str) -> str:
 
 
 # What it tells of its machine
-
-
-def nvidia_smi(directory: Path, text: str) -> str:
-    """A PATH that has one."""
-    directory.mkdir()
-    path = directory / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return f"{directory}:{os.environ['PATH']}"
 
 
 def test_a_node_tells_its_cores_and_its_memory(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import nvidia_smi
 from ppss_worker import capacity
 from ppss_worker.gpus import GpuLocks
 from ppss_worker.hand import Hand
@@ -53,15 +54,6 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.stdout.close()
 
 
-def program(directory: Path, text: str) -> str:
-    """A directory for PATH with an nvidia-smi that does this."""
-    directory.mkdir()
-    path = directory / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return f"{directory}:{os.environ['PATH']}"
-
-
 # GPUs
 
 
@@ -95,7 +87,7 @@ def test_a_worker_offers_only_gpus_that_it_may_see_itself(
     visible: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setenv("PATH", program(tmp_path / "bin", "seq 0 7"))
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "bin", "seq 0 7"))
     assert capacity.gpus() == names
 
 
@@ -106,7 +98,7 @@ def test_gpus_are_those_that_nvidia_smi_finds(
     text: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", program(tmp_path / "bin", text))
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "bin", text))
     assert capacity.gpus() == names
 
 
@@ -123,7 +115,7 @@ def test_an_nvidia_smi_that_fails_or_hangs_tells_of_no_gpus(
     text: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PATH", program(tmp_path / "bin", text))
+    monkeypatch.setenv("PATH", nvidia_smi(tmp_path / "bin", text))
     monkeypatch.setattr(capacity, "_NVIDIA_SMI_SECONDS", 0.2 if "sleep" in text else 20.0)
     with pytest.raises(MachineFailed, match=why):
         capacity.gpus()

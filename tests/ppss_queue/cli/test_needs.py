@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers import wait_until
+from helpers import nvidia_smi, wait_until
 
 from ppss_queue.queue import WorkerView, connect
 from ppss_queue.resources import NOTHING, Resources
@@ -98,11 +97,7 @@ def test_a_run_that_fits_is_done_here(ppss: Ppss) -> None:
 
 
 def test_where_nvidia_smi_fails_it_is_said_what_to_do(ppss: Ppss, tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho the driver is broken\nexit 9\n")
-    program.chmod(0o755)
-    env = {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    env = {"PATH": nvidia_smi(tmp_path / "bin", "echo the driver is broken\nexit 9")}
     ppss.environment.pop("CUDA_VISIBLE_DEVICES", None)
     done = ppss("run", "--gpus", "1", "--", "true", stdin="a\n", env=env)
     assert done.code == 2
